@@ -1,0 +1,172 @@
+"""Files that appear whole or not at all, JSON, checksums, and the lock of a run directory.
+
+A write goes to a temporary sibling `.NAME.PID.TOKEN.tmp`, is synchronised to disk and renamed. A process
+killed at any moment leaves the old content or the new one, and at worst a temporary that
+`remove_temporaries` deletes. OSError (disk full, no permission) is left to the caller throughout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hkdpipe.manifests.errors import InputError, InUseError
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.[0-9a-f]{16}\.(?P<kind>tmp|old)")
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Give `path` the content `data`, replacing what is there; the folder must exist."""
+    temporary = _sibling(path, "tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically, keys in the order given; ValueError for NaN and infinities."""
+    write_atomic(path, (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; InputError when the file is missing or is not JSON in UTF-8."""
+    try:
+        return json.loads(path.read_bytes().decode())
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: missing") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill the temporary folder this yields; on success it becomes `path`, replacing an existing one.
+
+    On an exception the temporary is removed and `path` is as it was. A folder cannot be replaced in one
+    rename, so a process killed between the two leaves `path` missing until `remove_temporaries` on the
+    parent folder puts the old one back.
+    """
+    temporary = _sibling(path, "tmp")
+    old = _sibling(path, "old")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                if not (Path(folder) / name).is_symlink():
+                    sync(Path(folder) / name)
+            sync(Path(folder))
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if _exists(old):
+                old.rename(path)
+            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(path.parent)
+    if _exists(old):
+        _remove(old)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed writers left in `folder` (not below), and put back a folder they had moved away.
+
+    Only for a process that knows no other one is writing here: it holds the lock.
+    """
+    if not folder.is_dir():
+        return
+    # The last one moved away first: of two old folders it is the one to put back.
+    for path in sorted(folder.iterdir(), key=lambda path: path.lstat().st_ctime_ns, reverse=True):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        final = folder / match["name"]
+        if match["kind"] == "old" and not _exists(final):
+            path.rename(final)
+        else:
+            _remove(path)
+    sync(folder)
+
+
+def make_folders(path: Path) -> None:
+    """Create the folder `path` and its missing parents, each durably entered in the one above."""
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` (created, never deleted); InUseError, at once, if another process holds it.
+
+    The kernel releases the lock when the process ends, however it ends. A process forked without exec
+    shares the lock, and keeps it as long as it lives.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 1024, 0).decode(errors="replace").strip() or "another process"
+            raise InUseError(f"{what} is in use by {holder} (lock {path})") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    # Process numbers repeat across the hosts of a shared file system; the token does not.
+    return path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.{kind}"
+
+
+def _exists(path: Path) -> bool:
+    return os.path.lexists(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

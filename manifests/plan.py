@@ -1,0 +1,221 @@
+"""What an archive is to hold, decided before its first trajectory, and what each shard turned out to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.settings import digest
+
+FORMAT_VERSION = 1
+_SAMPLER_KEYS = ("steps", "sigma_min", "sigma_max", "rho", "solver")
+_TEACHER_KEYS = ("sha256", "architecture", "source", "licence", "dataset")
+_Record = TypeVar("_Record", "Plan", "ShardRecord")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Enough to generate any shard again from the teacher alone.
+
+    `shape` is that of an image, (C, H, W); `sigmas` are the noise levels of the stored states, from the
+    start to 0.0; trajectory i starts from the noise of (seed, i). The last shard may be shorter than
+    `shard_size`. ValueError naming the key if a value is not accepted.
+    """
+
+    form: str
+    count: int
+    shard_size: int
+    shape: tuple[int, int, int]
+    dtype: str
+    sigmas: tuple[float, ...]
+    seed: int
+    batch_size: int
+    sampler: dict[str, Any]
+    teacher: dict[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        _require("format_version", self.format_version, self.format_version == FORMAT_VERSION, "1")
+        _require("form", self.form, self.form in ("zarr", "webdataset"), '"zarr", "webdataset"')
+        for name in ("count", "shard_size", "batch_size"):
+            value = getattr(self, name)
+            _require(name, value, _is_int(value, 1, 10**9), "an integer from 1 to 10**9")
+        # Shard names have six digits; with more, names would no longer sort in the order of the shards.
+        _require("shard_size", self.shard_size, self.shards <= 10**6, "one that gives at most 10**6 shards")
+        shape = tuple(self.shape) if isinstance(self.shape, list | tuple) else ()
+        good = len(shape) == 3 and all(_is_int(n, 1, 10**6) for n in shape)
+        _require("shape", self.shape, good, "three sizes, C, H, W")
+        object.__setattr__(self, "shape", shape)
+        _require("dtype", self.dtype, self.dtype in ("float16", "float32"), '"float16", "float32"')
+        object.__setattr__(self, "sigmas", _sigmas(self.sigmas))
+        _require("seed", self.seed, _is_int(self.seed, 0, 2**64 - 1), "an integer from 0 to 2**64 - 1")
+        object.__setattr__(self, "sampler", _sampler(self.sampler))
+        object.__setattr__(self, "teacher", _teacher(self.teacher))
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.count // self.shard_size)
+
+    @property
+    def states_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one trajectory: (stored states, C, H, W)."""
+        return (len(self.sigmas), *self.shape)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one state."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def trajectory_bytes(self) -> int:
+        """Bytes of one trajectory's states."""
+        return len(self.sigmas) * self.state_bytes
+
+    def shard_range(self, k: int) -> tuple[int, int]:
+        """The trajectories of shard k: first, and one past the last. ValueError if there is no such shard."""
+        if not 0 <= k < self.shards:
+            raise ValueError(f"shard {k} is not in 0 … {self.shards - 1}")
+        return k * self.shard_size, min((k + 1) * self.shard_size, self.count)
+
+    def identity(self) -> str:
+        """Digest of all that decides a trajectory and its place: all but the count, which may grow, and the
+        path of the teacher's file."""
+        return digest(self.identity_values())
+
+    def identity_values(self) -> dict[str, Any]:
+        """What `identity` is the digest of."""
+        values = self.to_json()
+        del values["count"], values["teacher"]["source"]
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, the format version first."""
+        return {"format_version": self.format_version, **_json_values(dataclasses.asdict(self))}
+
+    @classmethod
+    def from_json(cls, values: Any, path: Path) -> Plan:
+        """From the JSON values of the file `path`; InputError naming the file and the key otherwise."""
+        if isinstance(values, dict) and values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+            raise InputError(
+                f"{path}: format_version: got {values['format_version']!r}; this version of hkdpipe reads 1"
+            )
+        return _parse(cls, values, path)
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard on disk. Trajectory start + i lies at byte offset + i * stride of the file: raw little-endian
+    states in C order.
+
+    `file` is relative to the archive, with slashes; `plan` is the plan's identity; `fingerprint` says how the
+    states were computed (device, threads, precision, versions, batch shape): where it is the same,
+    generating again gives the same bytes. ValueError naming the key if a value is not accepted.
+    """
+
+    index: int
+    file: str
+    start: int
+    stop: int
+    bytes: int
+    sha256: str
+    offset: int
+    stride: int
+    plan: str
+    fingerprint: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("index", "start", "stop", "bytes", "offset", "stride"):
+            value = getattr(self, name)
+            _require(name, value, _is_int(value, 0, 2**63 - 1), "an integer, at least 0")
+        _require("file", self.file, isinstance(self.file, str), "a path")
+        for name in ("sha256", "plan"):
+            _require(name, getattr(self, name), _is_sha256(getattr(self, name)), "64 hexadecimal digits")
+        _require("fingerprint", self.fingerprint, isinstance(self.fingerprint, dict), "a table")
+        object.__setattr__(self, "fingerprint", _json_values(self.fingerprint))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return _json_values(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, values: Any, path: Path) -> ShardRecord:
+        """From the JSON values of the file `path`; InputError naming the file and the key otherwise."""
+        return _parse(cls, values, path)
+
+
+def _parse(cls: type[_Record], values: Any, path: Path) -> _Record:
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: not a JSON object")
+    names = {field.name for field in dataclasses.fields(cls)}
+    for name in sorted(names ^ set(values)):
+        raise InputError(f"{path}: {name}: {'missing' if name in names else 'unknown key'}")
+    try:
+        return cls(**values)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _require(name: str, value: Any, good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: got {value!r}; accepted: {what}")
+
+
+def _sigmas(values: Any) -> tuple[float, ...]:
+    what = "two or more decreasing noise levels, the last one 0"
+    _require("sigmas", values, isinstance(values, list | tuple) and all(map(_is_number, values)), what)
+    sigmas = tuple(map(float, values))
+    falling = all(high > low for high, low in itertools.pairwise(sigmas))
+    _require("sigmas", values, len(sigmas) >= 2 and falling and sigmas[-1] == 0.0, what)
+    return sigmas
+
+
+def _sampler(values: Any) -> dict[str, Any]:
+    good = isinstance(values, dict) and set(values) == set(_SAMPLER_KEYS)
+    _require("sampler", values, good, f"a table of {', '.join(_SAMPLER_KEYS)}")
+    _require("sampler.steps", values["steps"], _is_int(values["steps"], 1, 10**6), "an integer, at least 1")
+    _require("sampler.solver", values["solver"], values["solver"] == "heun", '"heun"')
+    # 80 and 80.0 are the same noise level: as floats they are also the same identity.
+    levels = {}
+    for name in ("sigma_min", "sigma_max", "rho"):
+        good = _is_number(values[name]) and values[name] > 0
+        _require(f"sampler.{name}", values[name], good, "a number above 0")
+        levels[name] = float(values[name])
+    return {"steps": values["steps"], **levels, "solver": values["solver"]}
+
+
+def _teacher(values: Any) -> dict[str, Any]:
+    good = isinstance(values, dict) and set(values) == set(_TEACHER_KEYS)
+    _require("teacher", values, good, f"a table of {', '.join(_TEACHER_KEYS)}")
+    _require("teacher.sha256", values["sha256"], _is_sha256(values["sha256"]), "64 hexadecimal digits")
+    values = _json_values(values)
+    return {name: values[name] for name in _TEACHER_KEYS}
+
+
+def _json_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as they come back from a JSON file (tuples become lists), so that both compare as equal."""
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{', '.join(map(str, values))}: {error}") from None
+    return result
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -1,0 +1,77 @@
+"""The Zarr form: a Zarr v3 group whose sharded array `states` plain `zarr.open_group(root)["states"]` reads.
+
+One trajectory is a chunk, one pipeline shard a Zarr shard. Chunks are uncompressed, so a shard file is its
+trajectories in C order, each followed by the 4 bytes of its CRC-32C, then the index of the chunks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkdpipe.manifests.files import make_folders, write_atomic
+from hkdpipe.manifests.plan import Plan
+
+if TYPE_CHECKING:
+    import zarr
+
+_CRC_BYTES = 4
+_ABSENT = 2**64 - 1  # offset and length of a chunk that a shard's index says is not there
+
+
+def shard_file(k: int) -> str:
+    """Where shard k lies, relative to the archive."""
+    return f"states/c/{k}/0/0/0/0"
+
+
+def prepare(root: Path, plan: Plan) -> None:
+    """Write the metadata of the group and of its array; does nothing where they are right already."""
+    entries: dict[str, Any] = {}
+    _create_array(entries, plan, plan.count)
+    make_folders(root / "states")
+    for name in ("zarr.json", "states/zarr.json"):
+        data = entries[name].to_bytes()
+        if not (root / name).is_file() or (root / name).read_bytes() != data:
+            write_atomic(root / name, data)
+
+
+def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int]:
+    """A shard's file, the offset of its first trajectory and the distance between two.
+
+    `states` is (n, *plan.states_shape) in the plan's dtype, n the length of shard k. The bytes depend on
+    nothing else.
+    """
+    entries: dict[str, Any] = {}
+    # The file does not say which shard it is: encode it as the only one of an array of its own.
+    _create_array(entries, plan, len(states))[:] = states
+    data = entries[shard_file(0)].as_numpy_array().view(np.uint8)
+    stride = plan.trajectory_bytes + _CRC_BYTES
+    index_bytes = 16 * plan.shard_size
+    index = data[-index_bytes - _CRC_BYTES : -_CRC_BYTES].view("<u8").reshape(plan.shard_size, 2)
+    expected = np.full_like(index, _ABSENT)
+    expected[: len(states), 0] = np.arange(len(states)) * stride
+    expected[: len(states), 1] = stride
+    if len(data) != len(states) * stride + index_bytes + _CRC_BYTES or not np.array_equal(index, expected):
+        raise RuntimeError(f"this version of zarr lays out shard {k} differently from what hkdpipe reads")
+    return memoryview(data), 0, stride
+
+
+def _create_array(entries: dict[str, Any], plan: Plan, count: int) -> zarr.Array[Any]:
+    """Create the group and its array of `count` trajectories in `entries`, a store in memory."""
+    import zarr
+    from zarr.codecs import Crc32cCodec
+
+    group = zarr.create_group(zarr.storage.MemoryStore(entries))
+    return group.create_array(
+        "states",
+        shape=(count, *plan.states_shape),
+        dtype=plan.dtype,
+        chunks=(1, *plan.states_shape),
+        shards=(plan.shard_size, *plan.states_shape),
+        compressors=[Crc32cCodec()],
+        fill_value=np.dtype(plan.dtype).type("nan"),  # a shard that is not there must not look like data
+        config={"write_empty_chunks": True},
+    )

@@ -1,0 +1,1 @@
+"""What a person types: the Click group, configuration and presets, run directories, progress."""

@@ -1,0 +1,131 @@
+"""The command `hkdpipe`: the group of commands, and the place where an error becomes a line and a code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+import click
+
+from hkdpipe.manifests.errors import HkdpipeError, Interrupted
+from hkdpipe.manifests.settings import nearest
+
+COMMANDS = (
+    "run",
+    "generate-trajectories",
+    "train",
+    "evaluate",
+    "status",
+    "sample",
+    "config",
+    "train-teacher",
+)
+"""Each is the object `command` of the module of its name, imported when it is needed."""
+
+_USER_ERRNOS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"hkdpipe.pipeline.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise click.UsageError(f"no command '{args[0]}'{nearest(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True)
+@click.version_option(package_name="hkdpipe", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Turn a pretrained EDM diffusion model into a one-step, white-box generator.
+
+    \b
+    The whole method on a small example, on a CPU:
+      hkdpipe run --preset digits
+    The same in steps, each of which resumes where it was stopped:
+      hkdpipe generate-trajectories --preset digits --run-dir runs/digits
+      hkdpipe train --run-dir runs/digits
+      hkdpipe evaluate --run-dir runs/digits
+    Training on all GPUs of a machine:
+      torchrun --no-python --nproc-per-node gpu hkdpipe train --run-dir runs/digits
+    Where a run stands, and every key of its configuration:
+      hkdpipe status --run-dir runs/digits
+      hkdpipe config --explain
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 input missing or damaged,
+    4 in use by another process, 75 interrupted: the same command goes on.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = cli.main(args=arguments, prog_name="hkdpipe", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "hkdpipe"
+        return _fail(f"{error.format_message()} (see {where} --help)", 2)
+    except (Interrupted, KeyboardInterrupt, click.Abort) as error:
+        return _interrupted(error, arguments)
+    except HkdpipeError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _os_error(error)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    speaker = "hkdpipe: error" if rank == "0" else f"hkdpipe: error (rank {rank})"
+    click.echo(f"{speaker}: {' '.join(message.splitlines())}", err=True)
+    return code
+
+
+def _interrupted(error: BaseException, arguments: Sequence[str]) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        again = "the same torchrun command" if "RANK" in os.environ else shlex.join(["hkdpipe", *arguments])
+        what = f"interrupted ({error})" if isinstance(error, Interrupted) else "interrupted"
+        click.echo(f"hkdpipe: {what}; to go on: {again}", err=True)
+    return Interrupted.exit_code
+
+
+def _os_error(error: OSError) -> int:
+    place = f"{error.filename}: " if error.filename is not None else ""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _fail(f"{place}disk full ({reason}); free some space and give the same command again", 1)
+    if error.errno == errno.ENOENT:
+        return _fail(f"{place}{reason}", 3)
+    return _fail(f"{place}{reason}", 2 if error.errno in _USER_ERRNOS else 1)

@@ -1,0 +1,71 @@
+"""hkdpipe evaluate: stage 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hkdpipe.pipeline import work as stages
+from hkdpipe.pipeline.options import (
+    FOLDER,
+    Given,
+    configuration_options,
+    one_of_run_dir_and_out,
+    one_process_only,
+    opened,
+    place,
+    work_options,
+)
+from hkdpipe.pipeline.progress import report
+from hkdpipe.pipeline.work import working
+
+
+@click.command("evaluate", short_help="Stage 3: measure and export it.")
+@click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
+@click.option("--archive", type=FOLDER, metavar="ARCHIVE", help="Archive trained on, if not the run's own.")
+@click.option(
+    "--checkpoint",
+    type=FOLDER,
+    metavar="PATH",
+    help="A checkpoint, or a folder of them: its newest is taken.",
+)
+@click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write, instead of a run directory.")
+@configuration_options
+@work_options
+def command(
+    given: Given,
+    teacher: str | None,
+    archive: Path | None,
+    checkpoint: Path | None,
+    out: Path | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Stage 3: measure the generator against its teacher, and export it.
+
+    \b
+    In a run directory:
+      hkdpipe evaluate --run-dir runs/digits
+    Any checkpoint (the export goes to DIR/export):
+      hkdpipe evaluate --checkpoint training/checkpoints --archive archive --teacher my-teacher --out DIR
+    """
+    one_process_only("evaluate")
+    one_of_run_dir_and_out(given, out)
+    given = given.override("teacher.source", teacher)
+    if given.run_dir is None:
+        place("--checkpoint", checkpoint, None)
+        place("--archive", archive, None)
+    with opened(given, first=True) as (run, config), working(device, quiet) as work:
+        folder = place("--out", out, run.evaluation if run else None)
+        summary = stages.evaluate(
+            config,
+            place("--archive", archive, run.trajectories if run else None),
+            place("--checkpoint", checkpoint, run.checkpoints if run else None),
+            folder,
+            run.export if run else folder / "export",
+            work,
+            run,
+        )
+        report(summary, quiet, as_json)

@@ -1,0 +1,57 @@
+"""hkdpipe generate-trajectories: stage 1."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from hkdpipe.pipeline import work as stages
+from hkdpipe.pipeline.options import (
+    FOLDER,
+    Given,
+    configuration_options,
+    next_command,
+    one_of_run_dir_and_out,
+    one_process_only,
+    opened,
+    place,
+    work_options,
+)
+from hkdpipe.pipeline.progress import report
+from hkdpipe.pipeline.work import working
+
+
+@click.command("generate-trajectories", short_help="Stage 1: an archive of trajectories.")
+@click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
+@click.option("--out", type=FOLDER, metavar="ARCHIVE", help="Archive to write, instead of a run directory.")
+@click.option("--format", "form", metavar="FORM", help="zarr or webdataset: generation.format.")
+@configuration_options
+@work_options
+def command(
+    given: Given,
+    teacher: str | None,
+    out: Path | None,
+    form: str | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Stage 1: an archive of the teacher's deterministic trajectories.
+
+    \b
+    In a run directory:
+      hkdpipe generate-trajectories --preset digits --run-dir runs/digits
+    As an archive of its own:
+      hkdpipe generate-trajectories --teacher my-teacher --out archive --set generation.count=50000
+    """
+    one_process_only("generate-trajectories")
+    one_of_run_dir_and_out(given, out)
+    given = given.override("teacher.source", teacher).override("generation.format", form)
+    with opened(given, first=True) as (run, config), working(device, quiet) as work:
+        archive = place("--out", out, run.trajectories if run else None)
+        summary = stages.generate(config, archive, work, run)
+        if run is not None:
+            summary = replace(summary, next_commands=(next_command("train", run),))
+        report(summary, quiet, as_json)

@@ -1,0 +1,64 @@
+"""hkdpipe train: stage 2."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from hkdpipe.pipeline import work as stages
+from hkdpipe.pipeline.options import (
+    FOLDER,
+    Given,
+    configuration_options,
+    next_command,
+    one_of_run_dir_and_out,
+    opened,
+    place,
+    work_options,
+)
+from hkdpipe.pipeline.progress import first_process, report
+from hkdpipe.pipeline.work import working
+
+
+@click.command("train", short_help="Stage 2: train the generator.")
+@click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
+@click.option(
+    "--archive", type=FOLDER, metavar="ARCHIVE", help="Archive to learn from, if not the run's own."
+)
+@click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write, instead of a run directory.")
+@click.option("--method", metavar="METHOD", help="hkd or kd: training.method.")
+@configuration_options
+@work_options
+def command(
+    given: Given,
+    teacher: str | None,
+    archive: Path | None,
+    out: Path | None,
+    method: str | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Stage 2: train the one-step generator on an archive.
+
+    \b
+    In a run directory:
+      hkdpipe train --run-dir runs/digits
+    From an archive elsewhere:
+      hkdpipe train --archive archive --out training --teacher my-teacher --set training.budget=2000000
+    On four GPUs of a machine:
+      torchrun --no-python --nproc-per-node 4 hkdpipe train --run-dir runs/digits
+    """
+    one_of_run_dir_and_out(given, out)
+    if given.run_dir is None:
+        place("--archive", archive, None)
+    given = given.override("teacher.source", teacher).override("training.method", method)
+    with opened(given, first=first_process()) as (run, config), working(device, quiet) as work:
+        archive = place("--archive", archive, run.trajectories if run else None)
+        folder = place("--out", out, run.training if run else None)
+        summary = stages.train(config, archive, folder, work, run)
+        if run is not None:
+            summary = replace(summary, next_commands=(next_command("evaluate", run),))
+        report(summary, quiet, as_json)

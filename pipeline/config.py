@@ -1,0 +1,125 @@
+"""A run's configuration: where it comes from, what it may hold, and how it is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import tomllib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.settings import nearest, parse_section
+from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings, TeacherSettings
+from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class Config:
+    """One field per section of the TOML file."""
+
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+
+SECTIONS: dict[str, type] = typing.get_type_hints(Config)
+_PRESETS = importlib.resources.files("hkdpipe.pipeline") / "presets"
+
+
+def resolve(preset: str | None, file: Path | None, stored: Path | None, overrides: Sequence[str]) -> Config:
+    """The preset or the file; without them the stored configuration where it exists; else the defaults.
+
+    `overrides` ('section.key=value', the value in TOML, where a bare word is a string) win over all of them.
+    """
+    if preset is not None and file is not None:
+        raise UsageError("--preset and --config: give one of them")
+    if preset is not None:
+        values = _read_preset(preset)
+    elif file is not None:
+        values = _read_file(file)
+    elif stored is not None and stored.exists():
+        values = _read_file(stored)
+    else:
+        values = {}
+    for name, section in values.items():
+        if name not in SECTIONS:
+            raise UsageError(f"{name}: unknown section{nearest(name, SECTIONS)}")
+        if not isinstance(section, dict):
+            raise UsageError(f"{name}: got a value; accepted: a section, [{name}]")
+    for override in overrides:
+        name, key, value = _parse_override(override)
+        values.setdefault(name, {})[key] = value
+    config = Config(
+        **{name: parse_section(cls, values.get(name, {}), name) for name, cls in SECTIONS.items()}
+    )
+    validate(config)
+    return config
+
+
+def validate(config: Config) -> None:
+    """Refuse values that are fine one by one and contradict each other."""
+    generation, training = config.generation, config.training
+    if generation.sigma_min >= generation.sigma_max:
+        raise UsageError(
+            f"generation.sigma_min: got {generation.sigma_min}; accepted: "
+            f"below generation.sigma_max, which is {generation.sigma_max}"
+        )
+    if training.validation >= generation.count:
+        raise UsageError(
+            f"training.validation: got {training.validation}; accepted: "
+            f"below generation.count, which is {generation.count}"
+        )
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship."""
+    return sorted(Path(entry.name).stem for entry in _PRESETS.iterdir() if entry.name.endswith(".toml"))
+
+
+def dump(config: Config) -> str:
+    """The configuration as TOML; `resolve` reads it back exactly."""
+    import tomli_w
+
+    return tomli_w.dumps(dataclasses.asdict(config))
+
+
+def toml_value(text: str) -> Any:
+    """A value as it would stand in a TOML file; what is not TOML is a string as it stands."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
+def _parse_override(text: str) -> tuple[str, str, Any]:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot:
+        raise UsageError(f"--set: got '{text}'; accepted: section.key=value, as in training.budget=20000")
+    if section not in SECTIONS:
+        raise UsageError(f"{section}: unknown section{nearest(section, SECTIONS)}")
+    return section, key, toml_value(value.strip())
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in presets():
+        raise UsageError(f"--preset: no preset '{name}'{nearest(name, presets())}")
+    return tomllib.loads((_PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None

@@ -1,0 +1,62 @@
+"""Every key of a configuration in words, as `hkdpipe config --explain` prints them."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import typing
+from typing import Any
+
+from hkdpipe.manifests.settings import accepted
+from hkdpipe.pipeline.config import SECTIONS, Config
+
+_LATER = {
+    "identity": "fixed once its stage has begun",
+    "growing": "may grow later",
+    "operational": "may change at any time",
+}
+
+
+def describe(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
+    """By section and key: value, default, accepted values, documentation, and what may happen to it later."""
+    described: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, cls in SECTIONS.items():
+        hints = typing.get_type_hints(cls)
+        described[name] = {
+            field.name: {
+                "value": getattr(getattr(config, name), field.name),
+                "default": field.default,
+                "accepted": accepted(hints[field.name], field.metadata),
+                "doc": field.metadata["doc"],
+                # [evaluation] is evaluated again when it changes.
+                "later": _LATER["operational" if name == "evaluation" else field.metadata["kind"]],
+            }
+            for field in dataclasses.fields(cls)
+        }
+    return described
+
+
+def explain(config: Config) -> str:
+    """The configuration as a TOML file in which a comment stands above each key."""
+    lines = []
+    for name, keys in describe(config).items():
+        lines.append(f"[{name}]")
+        for key, about in keys.items():
+            lines += _comment(about["doc"])
+            lines += _comment(f"({about['accepted']}; default {_toml(about['default'])}; {about['later']})")
+            lines += [f"{key} = {_toml(about['value'])}", ""]
+    return "\n".join(lines)
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(
+        text, 100, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _toml(value: Any) -> str:
+    import tomli_w
+
+    if isinstance(value, tuple):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()

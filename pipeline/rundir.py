@@ -1,0 +1,125 @@
+"""A run directory: what lies where, and what may still change in its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.files import exclusive_lock, make_folders, write_atomic
+from hkdpipe.pipeline.config import Config, dump, resolve
+
+_DECIDED_BY = {"generation": ("teacher", "generation"), "training": ("training", "koopman")}
+"""The sections that a stage's result follows from. Evaluation is missing: it is simply done again."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key with another value than the stored configuration has."""
+
+    key: str
+    stored: Any
+    given: Any
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
+
+    @property
+    def training(self) -> Path:
+        return self.path / "training"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.training / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    def begun(self) -> set[str]:
+        """The sections that results in here already follow from."""
+        sections: set[str] = set()
+        if (self.trajectories / "plan.json").exists() or (self.trajectories / "manifest.json").exists():
+            sections.update(_DECIDED_BY["generation"])
+        if (self.training / "metrics.csv").exists() or any(self.checkpoints.glob("step-*")):
+            sections.update(_DECIDED_BY["generation"], _DECIDED_BY["training"])
+        return sections
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the run directory if need be, and keep other commands from working in it."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--run-dir: {self.path} is not a folder")
+        make_folders(self.path)
+        with exclusive_lock(self.path / ".lock", f"run directory {self.path}"):
+            yield
+
+    def adopt(self, config: Config) -> list[Change]:
+        """Make `config` the stored configuration, if it may be; returns what is new in it."""
+        if not self.config.exists():
+            write_atomic(self.config, dump(config).encode())
+            return []
+        stored = resolve(None, None, self.config, ())
+        check_change(stored, config, self.begun())
+        changed = changes(stored, config)
+        if changed:
+            write_atomic(self.config, dump(config).encode())
+        return changed
+
+
+def changes(stored: Config, given: Config) -> list[Change]:
+    """The keys in which two configurations differ."""
+    return [
+        Change(f"{section.name}.{key.name}", old, new)
+        for section in fields(stored)
+        for key in fields(getattr(stored, section.name))
+        if (old := getattr(getattr(stored, section.name), key.name))
+        != (new := getattr(getattr(given, section.name), key.name))
+    ]
+
+
+def check_change(stored: Config, given: Config, begun: set[str]) -> None:
+    """Refuse another value of an identity key, or less of a growing one, in a section of `begun`.
+
+    Raises UsageError with the key, both values and what to do.
+    """
+    for change in changes(stored, given):
+        section, key = change.key.split(".")
+        if section not in begun:
+            continue
+        kind = next(f.metadata["kind"] for f in fields(getattr(stored, section)) if f.name == key)
+        if kind == "identity":
+            rule = "it decides results that are there already"
+        elif kind == "growing" and change.given < change.stored:
+            rule = "it may only grow"
+        else:
+            continue
+        raise UsageError(
+            f"{change.key}: this run has {_shown(change.stored)}, given {_shown(change.given)}; "
+            f"{rule}: keep the value, or take another --run-dir"
+        )
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)

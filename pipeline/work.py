@@ -1,0 +1,114 @@
+"""Calling the stages from the command line: with a device, a reporter and an ear for signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hkdpipe.pipeline.config import Config
+from hkdpipe.pipeline.progress import first_process, make_reporter
+from hkdpipe.pipeline.record import recorded
+from hkdpipe.pipeline.rundir import RunDir
+from hkdpipe.pipeline.signals import stop_requests
+
+if TYPE_CHECKING:
+    import torch
+
+    from hkdpipe.stages.reporting import Reporter, Summary
+    from hkdpipe.trainer.distributed import World
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage needs beside its settings."""
+
+    device: torch.device
+    world: World
+    reporter: Reporter
+    stop: Callable[[], bool]
+
+    def perform(self, stage: str, folder: Path, run: RunDir | None, call: Callable[[], Summary]) -> Summary:
+        """Do a stage that writes into `folder`, on record if it belongs to a run directory."""
+        try:
+            if run is not None and self.world.first:
+                return recorded(run.record, stage, call, self.reporter.line)
+            return call()
+        except OSError as error:
+            # A failing write does not say where; the user must know which disk is full.
+            if error.filename is None:
+                error.filename = str(folder)
+            raise
+
+
+@contextmanager
+def working(device: str, quiet: bool) -> Iterator[Work]:
+    with stop_requests(quiet or not first_process()) as stop:
+        from hkdpipe.trainer.distributed import choose_device, world_from_environment
+
+        world = world_from_environment()
+        yield Work(choose_device(device, world), world, make_reporter(quiet), stop)
+
+
+def generate(config: Config, archive: Path, work: Work, run: RunDir | None = None) -> Summary:
+    from hkdpipe.stages.generate import generate
+
+    def call() -> Summary:
+        return generate(
+            config.teacher.source,
+            archive,
+            config.generation,
+            device=work.device,
+            reporter=work.reporter,
+            stop=work.stop,
+        )
+
+    return work.perform("generation", archive, run, call)
+
+
+def train(config: Config, archive: Path, out: Path, work: Work, run: RunDir | None = None) -> Summary:
+    from hkdpipe.stages.train import train
+
+    def call() -> Summary:
+        return train(
+            config.teacher.source,
+            archive,
+            out,
+            config.training,
+            config.koopman,
+            device=work.device,
+            world=work.world,
+            reporter=work.reporter,
+            stop=work.stop,
+        )
+
+    return work.perform("training", out, run, call)
+
+
+def evaluate(
+    config: Config,
+    archive: Path,
+    checkpoint: Path,
+    out: Path,
+    export: Path,
+    work: Work,
+    run: RunDir | None = None,
+) -> Summary:
+    from hkdpipe.stages.evaluate import evaluate
+
+    def call() -> Summary:
+        return evaluate(
+            config.teacher.source,
+            archive,
+            checkpoint,
+            out,
+            export,
+            config.evaluation,
+            device=work.device,
+            reporter=work.reporter,
+            stop=work.stop,
+        )
+
+    return work.perform("evaluation", out, run, call)

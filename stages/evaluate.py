@@ -1,0 +1,424 @@
+"""Stage 3: measure a student beside its teacher, picture both, export the student."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hkdpipe.manifests import rng
+from hkdpipe.manifests.archive import Archive, open_archive
+from hkdpipe.manifests.errors import InputError, Interrupted, UsageError
+from hkdpipe.manifests.files import (
+    exclusive_lock,
+    make_folders,
+    read_json,
+    remove_temporaries,
+    write_atomic,
+    write_json,
+)
+from hkdpipe.manifests.settings import digest
+from hkdpipe.stages.pictures import beside, grid, save_png, strip
+from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.stages.settings import EvaluationSettings
+from hkdpipe.stages.state import evaluation_identity
+from hkdpipe.trainer.checkpoint import newest_checkpoint, read_state
+from hkdpipe.trainer.features import FeatureNetwork, load_features
+from hkdpipe.trainer.frechet import Statistics, frechet_distance, statistics
+from hkdpipe.trainer.images import load_images
+from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.perceptual import normalised_difference
+from hkdpipe.trainer.sampler import evaluations, sample_trajectory
+from hkdpipe.trainer.teacher import Teacher, load_teacher
+
+MATCHED = 256  # held-out trajectories the match to the teacher is measured on
+PICTURED = 64
+STRIP_ROWS = 4
+
+Sampler = Callable[[Tensor], Tensor]
+"""Unit noise (N, C, H, W) to images."""
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What every measurement of one evaluation shares."""
+
+    teacher: Teacher
+    student: HKD
+    archive: Archive
+    validation: int
+    settings: EvaluationSettings
+    out: Path
+    device: torch.device
+    reporter: Reporter
+    stop: Callable[[], bool]
+
+    def check_stop(self) -> None:
+        if self.stop():
+            raise Interrupted("stopped; the rows measured so far are kept")
+
+    def noise(self, start: int, stop: int) -> Tensor:
+        """The evaluation's unit noise, which no archive and no other sampling uses."""
+        values = rng.unit_noise(
+            self.settings.seed, "evaluation", range(start, stop), self.student.image_shape
+        )
+        return torch.from_numpy(values).to(self.device)
+
+
+def evaluate(
+    teacher: str,
+    archive: Path,
+    checkpoint: Path,
+    out: Path,
+    export: Path,
+    settings: EvaluationSettings,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Write metrics.json, metrics.csv, match.csv and pictures in `out`, and the model in `export`.
+
+    `checkpoint` is one, or a folder of them, whose newest is taken. Every row measured is kept in `out`/rows
+    under what it depends on, so that an interrupted evaluation goes on and an unchanged row is not repeated.
+    """
+    path, state = _find_checkpoint(checkpoint, reporter)
+    student = HKD.from_pretrained(path, device, cast(Any, settings.weights))
+    loaded = load_teacher(teacher, device)
+    if loaded.image_shape != student.image_shape:
+        raise UsageError(
+            f"{path}: makes images of {student.image_shape}, the teacher of {loaded.image_shape}"
+        )
+    identity = evaluation_identity(settings, state)
+    make_folders(out / "rows")
+    with exclusive_lock(out / ".lock", f"evaluation in {out}"), open_archive(archive) as trajectories:
+        if trajectories.plan.teacher["sha256"] != loaded.sha256:
+            raise UsageError(f"{archive}: made with another teacher than teacher.source '{loaded.source}'")
+        for folder in (out, out / "rows", export.parent):
+            remove_temporaries(folder)
+        previous = _read_if_there(out / "metrics.json")
+        if previous and previous.get("identity") == identity and (export / "config.json").is_file():
+            return _summary(previous, out, export, did_nothing=True)
+        context = _Context(
+            loaded,
+            student,
+            trajectories,
+            int(state.get("validation", 0)),
+            settings,
+            out,
+            device,
+            reporter,
+            stop,
+        )
+        measured = _measure(context, digest([state["sha256"], settings.weights]))
+        metrics = {
+            "identity": identity,
+            "checkpoint": {"path": str(path), "seen": state["seen"], "sha256": state["sha256"]},
+            "settings": {**vars(settings)},
+            **measured,
+            "software": {"torch": torch.__version__, "numpy": np.__version__},
+        }
+        _write_tables(out, metrics)
+        about = {
+            "teacher": {"source": loaded.source, "sha256": loaded.sha256, **loaded.about},
+            "checkpoint": metrics["checkpoint"],
+            "weights": settings.weights,
+            "metrics": measured["rows"],
+        }
+        make_folders(export.parent)
+        student.save(export, about)
+        # Last: it says that all the rest is there.
+        write_json(out / "metrics.json", metrics)
+    return _summary(metrics, out, export, did_nothing=False)
+
+
+def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
+    if (path / "state.json").is_file():
+        return path, read_state(path)
+    found = newest_checkpoint(path, reporter.line) if path.is_dir() else None
+    if found is None:
+        raise InputError(
+            f"{path}: no checkpoint; accepted: a checkpoint, or a folder of them made by hkdpipe train"
+        )
+    return found
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    try:
+        return cast(dict[str, Any], read_json(path))
+    except InputError:
+        return None
+
+
+def _measure(context: _Context, weights: str) -> dict[str, Any]:
+    settings = context.settings
+    result: dict[str, Any] = {"rows": [], "match": [], "speed": []}
+    if "fd" in settings.metrics:
+        network = load_features(settings.features, context.student.image_shape, context.device)
+        reference = load_images(settings.reference)
+        result["rows"] = _frechet_rows(context, network, reference, weights)
+    with context.reporter.phase("pictures", 2, "pictures") as advance:
+        _sample_picture(context)
+        advance(1)
+        _strip_picture(context)
+        advance(2)
+    if "match" in settings.metrics and context.validation:
+        result["match"] = _match(context)
+    if "speed" in settings.metrics:
+        result["speed"] = _speed(context)
+    return result
+
+
+def _frechet_rows(
+    context: _Context, network: FeatureNetwork, reference: NDArray[np.float32], weights: str
+) -> list[dict[str, Any]]:
+    """The student, the teacher with each number of steps, and two random halves of the reference."""
+    settings = context.settings
+    target = statistics(_features(network, torch.from_numpy(reference).to(context.device)))
+    noise = [settings.samples, settings.seed, settings.batch_size, network.sha256]
+    compared = digest([noise, hashlib.sha256(reference.tobytes()).hexdigest()])
+    student = context.student.sample
+    rows = [_row(context, "student", 1, student, network, target, digest([compared, weights]))]
+    for steps in settings.teacher_steps:
+        identity = digest([compared, context.teacher.sha256, context.archive.plan.sampler, steps])
+        sampler = functools.partial(_teacher_images, context, steps=steps)
+        rows.append(_row(context, "teacher", evaluations(steps), sampler, network, target, identity))
+    rows.append(_halves_row(context, network, reference))
+    return rows
+
+
+def _teacher_images(context: _Context, noise: Tensor, steps: int) -> Tensor:
+    sampler = {key: context.archive.plan.sampler[key] for key in ("sigma_min", "sigma_max", "rho")}
+    return sample_trajectory(context.teacher, noise, steps, **sampler)[0][-1]
+
+
+def _row(
+    context: _Context,
+    name: str,
+    nfe: int,
+    sampler: Sampler,
+    network: FeatureNetwork,
+    target: Statistics,
+    identity: str,
+) -> dict[str, Any]:
+    """The distance of `samples` images and how the classifier sees them; kept in rows/."""
+    path = context.out / "rows" / f"{name}-{nfe}.json"
+    kept = _read_if_there(path)
+    if kept and kept.get("identity") == identity:
+        return cast(dict[str, Any], kept["row"])
+    settings = context.settings
+    features, probabilities = [], []
+    title = f"{network.metric} of the {name}, {nfe} evaluation{'s'[: nfe > 1]}"
+    with context.reporter.phase(title, settings.samples, "images") as advance, torch.inference_mode():
+        for start in range(0, settings.samples, settings.batch_size):
+            context.check_stop()
+            stop = min(start + settings.batch_size, settings.samples)
+            # One batch shape for all, since another one changes the last bits.
+            images = sampler(context.noise(start, start + settings.batch_size))[: stop - start]
+            images = quantised(images.float())
+            features.append(network.features(images).cpu().numpy())
+            probabilities.append(network.probabilities(images).cpu().numpy())
+            advance(stop)
+    likely = np.concatenate(probabilities)
+    classes = np.bincount(likely.argmax(axis=1), minlength=likely.shape[1]) / len(likely)
+    row = {
+        "name": name,
+        "nfe": nfe,
+        "samples": settings.samples,
+        network.metric: frechet_distance(statistics(np.concatenate(features)), target),
+        "confident": float((likely.max(axis=1) > 0.9).mean()),
+        "class_shares": classes.tolist(),
+    }
+    write_json(path, {"identity": identity, "row": row})
+    return row
+
+
+def _halves_row(context: _Context, network: FeatureNetwork, reference: NDArray[np.float32]) -> dict[str, Any]:
+    """The distance between two random halves of the reference: the mean of ten divisions."""
+    features = _features(network, torch.from_numpy(reference).to(context.device))
+    half = len(reference) // 2
+    distances = []
+    for division in range(10):
+        order = rng.permutation(context.settings.seed, "halves", division, len(reference))
+        one, other = features[order[:half]], features[order[half:]]
+        distances.append(frechet_distance(statistics(one), statistics(other)))
+    return {
+        "name": "two halves of the reference",
+        "nfe": 0,
+        "samples": half,
+        network.metric: float(np.mean(distances)),
+        "smallest": min(distances),
+        "largest": max(distances),
+    }
+
+
+@torch.inference_mode()
+def _features(network: FeatureNetwork, images: Tensor) -> NDArray[np.float64]:
+    parts = [network.features(quantised(part)).cpu().numpy() for part in images.split(512)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def quantised(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as they come back from 8-bit files, rounded as `to_uint8` does."""
+    return (images * 127.5 + 128).clamp(0, 255).floor() / 127.5 - 1
+
+
+def _match(context: _Context) -> list[dict[str, Any]]:
+    """How well the student maps every stored state of held-out trajectories to their end."""
+    sigmas = context.archive.sigmas
+    held_out = range(min(MATCHED, context.validation))
+    states = context.archive.read(held_out, range(len(sigmas)))
+    ends = torch.from_numpy(states[:, -1]).float().to(context.device)
+    layers = _perceptual_layers(context)
+    rows = []
+    with (
+        context.reporter.phase("match to the teacher", len(sigmas) - 1, "times") as advance,
+        torch.inference_mode(),
+    ):
+        for index, sigma in enumerate(sigmas[:-1].tolist()):
+            context.check_stop()
+            x = torch.from_numpy(states[:, index]).float().to(context.device)
+            images = context.student.predict(x, torch.full((len(x),), sigma, device=context.device))
+            error = ((images - ends) ** 2).mean(dim=(1, 2, 3))
+            row = {
+                "state": index,
+                "sigma": sigma,
+                "mse": float(error.mean()),
+                "psnr": float((10 * torch.log10(4 / error)).mean()),
+            }
+            if layers is not None:
+                row["perceptual"] = float(normalised_difference(layers(images), layers(ends)).mean())
+            rows.append(row)
+            advance(index + 1)
+    return rows
+
+
+def _perceptual_layers(context: _Context) -> Callable[[Tensor], list[Tensor]] | None:
+    """Features of the metric's classifier, not of the one in the loss; None for other images."""
+    if context.student.image_shape != (1, 8, 8):
+        return None
+    from hkdpipe.trainer.classifier import load_classifier
+
+    return load_classifier("digits-classifier-metric").to(context.device).features
+
+
+def _speed(context: _Context) -> list[dict[str, Any]]:
+    """Latency of one image and throughput in batches, warm, of the student and of the whole sampler."""
+    steps = context.archive.plan.sampler["steps"]
+    subjects: list[tuple[str, int, Sampler]] = [
+        ("student", 1, context.student.sample),
+        ("teacher", evaluations(steps), lambda noise: _teacher_images(context, noise, steps)),
+    ]
+    rows = []
+    with context.reporter.phase("speed", len(subjects), "samplers") as advance:
+        for done, (name, nfe, sampler) in enumerate(subjects, 1):
+            row: dict[str, Any] = {"name": name, "nfe": nfe}
+            for batch in (1, context.settings.batch_size):
+                context.check_stop()
+                seconds = _seconds(sampler, context.noise(0, batch), context.device)
+                row[f"ms_per_image_batch_{batch}"] = 1e3 * seconds / batch
+                row[f"images_per_second_batch_{batch}"] = batch / seconds
+            rows.append(row)
+            advance(done)
+    return rows
+
+
+@torch.inference_mode()
+def _seconds(sampler: Sampler, noise: Tensor, device: torch.device) -> float:
+    """The median time of a call, after a warm-up: of 5 calls, or as many as fit two seconds."""
+
+    def synchronise() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    times: list[float] = []
+    sampler(noise)
+    while len(times) < 5 and sum(times) < 2:
+        synchronise()
+        start = time.perf_counter()
+        sampler(noise)
+        synchronise()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+@torch.inference_mode()
+def _sample_picture(context: _Context) -> None:
+    """One-step samples beside the teacher's from the same noise."""
+    context.check_stop()
+    noise = context.noise(0, PICTURED)
+    steps = context.archive.plan.sampler["steps"]
+    parts = [
+        ("one step (1 evaluation)", context.student.sample(noise)),
+        (f"teacher, same noise ({evaluations(steps)})", _teacher_images(context, noise, steps)),
+    ]
+    pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
+    save_png(context.out / "samples.png", beside(pictures))
+
+
+@torch.inference_mode()
+def _strip_picture(context: _Context) -> None:
+    """Stored states of some held-out trajectories, and what the student makes of each of them."""
+    context.check_stop()
+    sigmas = context.archive.sigmas
+    count = min(STRIP_ROWS, len(context.archive))
+    states = context.archive.read(range(count), range(len(sigmas)))
+    rows, captions = [], []
+    for index, trajectory in enumerate(states):
+        x = torch.from_numpy(trajectory).float().to(context.device)
+        made = context.student.predict(x[:-1], torch.from_numpy(sigmas[:-1]).float().to(context.device))
+        shown = trajectory.astype(np.float32) / np.maximum(1, sigmas)[:, None, None, None]
+        rows += [shown, torch.cat([made, x[-1:]]).cpu().numpy()]
+        captions += [
+            f"trajectory {index}: states (x / max(1, sigma))",
+            "one step from each state; the end itself",
+        ]
+    save_png(context.out / "strip.png", strip(rows, captions, [f"{sigma:.3g}" for sigma in sigmas]))
+
+
+def _write_tables(out: Path, metrics: dict[str, Any]) -> None:
+    import pandas as pd
+
+    for name, rows in (
+        ("metrics", metrics["rows"]),
+        ("match", metrics["match"]),
+        ("speed", metrics["speed"]),
+    ):
+        if rows:
+            write_atomic(out / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+
+
+def _summary(metrics: dict[str, Any], out: Path, export: Path, did_nothing: bool) -> Summary:
+    rows: list[tuple[str, ...]] = []
+    speeds = {(row["name"], row["nfe"]): row for row in metrics["speed"]}
+    for row in metrics["rows"]:
+        distance = next(value for key, value in row.items() if key.startswith("f"))
+        speed = speeds.get((row["name"], row["nfe"]), {})
+        latency = speed.get("ms_per_image_batch_1")
+        rows.append(
+            (
+                row["name"],
+                str(row["nfe"]) if row["nfe"] else "-",
+                f"{distance:.2f}",
+                f"{100 * row['confident']:.1f} %" if "confident" in row else "-",
+                f"{latency:.1f} ms" if latency else "-",
+            )
+        )
+    return Summary(
+        title="evaluate",
+        header=("", "evaluations", "fd_digits", "p > 0.9", "latency, one image"),
+        rows=tuple(rows),
+        files=(out / "samples.png", out / "strip.png", out / "metrics.json", export),
+        next_commands=(f"hkdpipe sample --model {export} --count 64 --out samples",),
+        data={key: metrics[key] for key in ("rows", "match", "speed")},
+        did_nothing=did_nothing,
+    )

@@ -1,0 +1,179 @@
+"""Stage 1: run the teacher's sampler and write an archive of its trajectories."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkdpipe.manifests import archive, rng
+from hkdpipe.manifests.errors import Interrupted
+from hkdpipe.manifests.files import exclusive_lock, make_folders
+from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.stages.settings import GenerationSettings
+from hkdpipe.trainer.sampler import evaluations, sample_trajectory, sigma_schedule
+from hkdpipe.trainer.teacher import Teacher, load_teacher
+
+
+def generate(
+    teacher: str,
+    out: Path,
+    settings: GenerationSettings,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Write the archive `out`, or what it still lacks; shard by shard, writing beside sampling.
+
+    Raises UsageError where `out` is an archive of another teacher or other settings, Interrupted when asked
+    to stop: whole shards are kept, the one under way is generated again.
+    """
+    loaded = load_teacher(teacher, device)
+    plan = make_plan(loaded, settings)
+    make_folders(out)
+    started = time.monotonic()
+    with exclusive_lock(out / ".lock", f"generation in {out}"):
+        archive.remove_leftovers(out)
+        archive.begin(out, plan)
+        missing = archive.missing_shards(out, plan)
+        if missing:
+            _write_shards(loaded, out, plan, missing, device, reporter, stop)
+        if missing or not (out / "manifest.json").is_file():
+            archive.finish(out, plan)
+    generated = sum(np.subtract(*plan.shard_range(k)[::-1]) for k in missing)
+    seconds = time.monotonic() - started
+    stored = plan.count * plan.trajectory_bytes
+    channels, height, width = plan.shape
+    rows = [
+        ("trajectories", f"{plan.count:,} of {channels}x{height}x{width}, {len(plan.sigmas)} states each"),
+        ("network evaluations each", f"{evaluations(settings.steps)}"),
+        ("shards", f"{plan.shards} ({settings.format}), {stored / 1e6:,.1f} MB"),
+    ]
+    if missing:
+        rows.append(
+            ("generated now", f"{generated:,} in {seconds:,.0f} s: {generated / seconds:,.1f} a second")
+        )
+    return Summary(
+        title="generate-trajectories",
+        rows=tuple(rows),
+        files=(out,),
+        next_commands=(f"hkdpipe train --archive {out} --out TRAINING",),
+        data={
+            "archive": str(out),
+            "trajectories": plan.count,
+            "shards": plan.shards,
+            "generated": int(generated),
+        },
+        did_nothing=not missing,
+    )
+
+
+def make_plan(teacher: Teacher, settings: GenerationSettings) -> Plan:
+    """What the archive will hold."""
+    sigmas = sigma_schedule(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
+    return Plan(
+        form=settings.format,
+        count=settings.count,
+        shard_size=settings.shard_size,
+        shape=teacher.image_shape,
+        dtype=settings.dtype,
+        sigmas=tuple(sigmas.tolist()),
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        sampler={
+            "steps": settings.steps,
+            "sigma_min": settings.sigma_min,
+            "sigma_max": settings.sigma_max,
+            "rho": settings.rho,
+            "solver": "heun",
+        },
+        teacher={
+            "sha256": teacher.sha256,
+            "architecture": teacher.arch.to_json(),
+            "source": teacher.source,
+            "licence": teacher.about.get("licence", ""),
+            "dataset": teacher.about.get("dataset", ""),
+        },
+    )
+
+
+def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> Iterator[NDArray[Any]]:
+    """Shard k in pieces (up to batch_size, states, C, H, W).
+
+    Network batches start at fixed places of the shard and are padded to one shape, since another batch size
+    changes the last bits of a result.
+    """
+    start, stop = plan.shard_range(k)
+    for first in range(start, stop, plan.batch_size):
+        last = min(first + plan.batch_size, stop)
+        noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
+        noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
+        sampler = {key: value for key, value in plan.sampler.items() if key != "solver"}
+        states, _ = sample_trajectory(teacher, torch.from_numpy(noise).to(device), **sampler)
+        yield states.transpose(0, 1)[: last - first].cpu().numpy().astype(plan.dtype)
+
+
+def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
+    """How states were computed: where it is the same, computing again gives the same bytes."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    return {
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "precision": "float32",
+        "batch_shape": [plan.batch_size, *plan.shape],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _write_shards(
+    teacher: Teacher,
+    out: Path,
+    plan: Plan,
+    missing: list[int],
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> None:
+    """Sample shard after shard while a thread encodes and writes the one before."""
+    made = fingerprint(plan, device)
+    lacking = sum(stop - start for start, stop in map(plan.shard_range, missing))
+    done = plan.count - lacking
+    writing: Future[ShardRecord] | None = None
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        reporter.phase("generating trajectories", plan.count, "trajectories", done) as advance,
+    ):
+        for k in missing:
+            states = np.empty((len(range(*plan.shard_range(k))), *plan.states_shape), dtype=plan.dtype)
+            filled = 0
+            for piece in sample_shard(teacher, plan, k, device):
+                states[filled : filled + len(piece)] = piece
+                filled += len(piece)
+                advance(done + filled)
+                if filled < len(states) and stop():
+                    raise Interrupted(
+                        f"stopped in shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
+                    )
+            done += filled
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(archive.write_shard, out, plan, k, states, made)
+            if stop():
+                raise Interrupted(
+                    f"stopped after shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
+                )
+        if writing is not None:
+            writing.result()

@@ -1,0 +1,49 @@
+"""How a stage speaks while it works and what it hands back when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Advance = Callable[..., None]
+"""advance(done: int, **values: float): the absolute amount done, and values to show beside it."""
+
+
+class Reporter(Protocol):
+    """Shows progress. A stage opens one phase after the other."""
+
+    def phase(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Advance]:
+        """A phase of `total` units, `done` of which were there before (so they do not count for the rate)."""
+
+    def line(self, text: str) -> None:
+        """One line that stays."""
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        yield lambda done, **values: None
+
+    def line(self, text: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a stage did: rows of a table for people, the same for machines, and what to type next."""
+
+    title: str
+    rows: tuple[tuple[str, ...], ...]
+    """Cells of a table; each row has as many cells as `header`."""
+    header: tuple[str, ...] = ("", "")
+    files: tuple[Path, ...] = ()
+    next_commands: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-serialisable, printed as the last line under --json."""
+    did_nothing: bool = False
+    """Everything was done before."""

@@ -1,0 +1,94 @@
+"""Where each stage stands, read from what it wrote. Free of torch, so that `status` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hkdpipe.manifests.archive import describe
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.files import read_json
+from hkdpipe.manifests.settings import digest, of_kind
+from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
+from hkdpipe.trainer.settings import TrainingSettings
+
+Completeness = Literal["absent", "partial", "complete"]
+
+
+@dataclass(frozen=True)
+class StageState:
+    name: str
+    state: Completeness
+    done: int
+    total: int
+    unit: str
+    detail: str
+
+
+def generation_state(archive: Path, settings: GenerationSettings) -> StageState:
+    """Complete when the archive holds all the trajectories asked for."""
+    found = describe(archive)
+    complete = found["state"] == "complete" and found["count"] >= settings.count
+    state: Completeness = "complete" if complete else "partial" if found["state"] != "absent" else "absent"
+    detail = f"{found['shards_done']} of {found['shards']} shards, {found['bytes'] / 1e6:,.1f} MB"
+    return StageState(
+        "generation",
+        state,
+        found["trajectories"],
+        settings.count,
+        "trajectories",
+        "" if state == "absent" else detail,
+    )
+
+
+def training_state(folder: Path, settings: TrainingSettings) -> StageState:
+    """Complete when the newest checkpoint has seen the budget."""
+    found = newest_state(folder / "checkpoints")
+    if found is None:
+        return StageState("training", "absent", 0, settings.budget, "trajectories", "")
+    path, state = found
+    complete: Completeness = "complete" if state["seen"] >= settings.budget else "partial"
+    return StageState("training", complete, state["seen"], settings.budget, "trajectories", path.name)
+
+
+def evaluation_state(
+    folder: Path, export: Path, training_folder: Path, settings: EvaluationSettings
+) -> StageState:
+    """Complete when the measurements are those of these settings on the newest checkpoint."""
+    rows = len(list((folder / "rows").glob("*.json")))
+    total = len(settings.metrics)
+    found = newest_state(training_folder / "checkpoints")
+    try:
+        metrics = read_json(folder / "metrics.json")
+    except InputError:
+        metrics = None
+    if metrics is None or found is None:
+        state: Completeness = "partial" if rows else "absent"
+        return StageState("evaluation", state, 0, total, "metrics", f"{rows} rows measured" if rows else "")
+    current = isinstance(metrics, dict) and metrics.get("identity") == evaluation_identity(settings, found[1])
+    if not current or not (export / "config.json").is_file():
+        return StageState(
+            "evaluation", "partial", 0, total, "metrics", "of other settings or an older checkpoint"
+        )
+    return StageState("evaluation", "complete", total, total, "metrics", str(folder / "metrics.json"))
+
+
+def newest_state(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose state.json can be read, without checking its weights."""
+    for path in sorted(checkpoints.glob("step-*"), reverse=True):
+        try:
+            state = read_json(path / "state.json")
+        except InputError:
+            continue
+        if isinstance(state, dict) and isinstance(state.get("seen"), int):
+            return path, state
+    return None
+
+
+def evaluation_identity(settings: EvaluationSettings, checkpoint: dict[str, Any]) -> str:
+    """Digest of what is measured and on which weights."""
+    growing = of_kind(settings, "growing")
+    return digest(
+        [of_kind(settings, "identity"), growing, checkpoint.get("sha256"), checkpoint.get("identity")]
+    )

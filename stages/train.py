@@ -1,0 +1,226 @@
+"""Stage 2: train a student from an archive of trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hkdpipe.manifests.archive import Archive, open_archive
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.files import exclusive_lock, make_folders
+from hkdpipe.manifests.order import rank_slice, training_indices
+from hkdpipe.manifests.settings import digest, of_kind
+from hkdpipe.stages.metrics_log import MetricsLog
+from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
+from hkdpipe.trainer.distributed import World, connected
+from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
+from hkdpipe.trainer.loss import Batch, distillation_loss
+from hkdpipe.trainer.methods import METHODS
+from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.perceptual import Distance, perceptual_distance
+from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
+from hkdpipe.trainer.teacher import Teacher, load_teacher
+
+
+def train(
+    teacher: str,
+    archive: Path,
+    out: Path,
+    training: TrainingSettings,
+    koopman: KoopmanSettings,
+    *,
+    device: torch.device,
+    world: World,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Train in `out` (checkpoints/, metrics.csv) until the budget is seen, from where it was interrupted.
+
+    Every process of `world` calls this with the same arguments. Raises UsageError where `out` holds another
+    training or the archive is another teacher's.
+    """
+    rank_slice(0, training.batch_size, world.rank, world.size)  # refuses a batch that cannot be divided
+    loaded = load_teacher(teacher, device)
+    with open_archive(archive) as trajectories:
+        check_archive(trajectories, loaded, training, archive)
+        distance = perceptual_distance(
+            training.perceptual,
+            training.perceptual_file,
+            loaded.arch.img_channels,
+            device,
+            DTYPES[training.precision],
+        )
+        make_folders(out)
+        identity = training_identity(trajectories, training, koopman)
+        with _locked_by_first(out, world), connected(world, device):
+            state = new_student(loaded, trajectories, training, koopman, device)
+            saved = resume(out / "checkpoints", state, reporter.line)
+            if saved is None and (out / "metrics.csv").is_file():
+                raise InputError(
+                    f"{out / 'checkpoints'}: no checkpoint, but metrics.csv shows a training; move {out} away"
+                )
+            if saved and saved["identity"] != identity:
+                raise UsageError(
+                    f"{out}: holds a training with other settings or another archive; choose another folder"
+                )
+            did_nothing = state.seen >= training.budget
+            if not did_nothing:
+                _fit(state, trajectories, distance, training, identity, out, world, device, reporter, stop)
+    checkpoint = checkpoints(out / "checkpoints")[-1]
+    epochs = state.seen / (len(trajectories) - training.validation)
+    return Summary(
+        title="train",
+        rows=(
+            ("method", training.method),
+            ("trajectories seen", f"{state.seen:,} ({epochs:.1f} passes over {len(trajectories):,})"),
+            ("steps", f"{state.step:,} of {training.batch_size}, {world.size} process(es)"),
+            ("checkpoint", str(checkpoint)),
+        ),
+        files=(checkpoint, out / "metrics.csv"),
+        next_commands=(
+            f"hkdpipe evaluate --checkpoint {out / 'checkpoints'} --archive {archive} --out EVALUATION",
+        ),
+        data={"checkpoint": str(checkpoint), "seen": state.seen, "steps": state.step},
+        did_nothing=did_nothing,
+    )
+
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings, path: Path) -> None:
+    """Raises UsageError where the archive is another teacher's, or too small for the held-out part."""
+    made_with = archive.plan.teacher["sha256"]
+    if made_with != teacher.sha256:
+        raise UsageError(
+            f"{path}: made with another teacher (SHA-256 {made_with[:12]}...) than teacher.source "
+            f"'{teacher.source}' ({teacher.sha256[:12]}...)"
+        )
+    if training.validation >= len(archive):
+        raise UsageError(
+            f"training.validation: got {training.validation}; accepted: below the archive's {len(archive)}"
+        )
+
+
+def training_identity(archive: Archive, training: TrainingSettings, koopman: KoopmanSettings) -> str:
+    """Digest of what a training learns and from what; archives of either form give the same."""
+    values = {key: value for key, value in archive.plan.identity_values().items() if key != "form"}
+    return digest(
+        {
+            "archive": values,
+            "training": of_kind(training, "identity"),
+            "koopman": of_kind(koopman, "identity"),
+        }
+    )
+
+
+def new_student(
+    teacher: Teacher,
+    archive: Archive,
+    training: TrainingSettings,
+    koopman: KoopmanSettings,
+    device: torch.device,
+) -> TrainingState[HKD]:
+    """The student before its first step, with its optimiser."""
+    sampler = archive.plan.sampler
+    schedule = {key: sampler[key] for key in ("sigma_min", "sigma_max", "rho")}
+    student = METHODS[training.method].from_teacher(teacher.network, koopman, **schedule)
+    student.to(device, DTYPES[training.precision])
+    optimizer = torch.optim.AdamW(student.parameter_groups(training), fused=True)
+    return new_state(student, optimizer)
+
+
+def read_batch(archive: Archive, training: TrainingSettings, start: int, stop: int) -> Batch:
+    """The trajectories at positions start..stop-1 at their drawn times, and their ends, in float32."""
+    indices = training_indices(training.seed, start, stop, training.validation, len(archive))
+    drawn = METHODS[training.method].draw_states(training, np.arange(start, stop), archive.sigmas)
+    end = np.full((len(drawn), 1), len(archive.sigmas) - 1)
+    states = torch.from_numpy(archive.read(indices, np.concatenate([drawn, end], axis=1))).float()
+    sigmas = torch.from_numpy(archive.sigmas[drawn]).float()
+    return Batch(states[:, :-1], sigmas, states[:, -1])
+
+
+@contextmanager
+def _locked_by_first(out: Path, world: World) -> Iterator[None]:
+    """One training at a time in a folder; the processes of one training are one."""
+    if not world.first:
+        yield
+        return
+    with exclusive_lock(out / ".lock", f"training in {out}"):
+        yield
+
+
+def _fit(
+    state: TrainingState[HKD],
+    archive: Archive,
+    distance: Distance | None,
+    training: TrainingSettings,
+    identity: str,
+    out: Path,
+    world: World,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> None:
+    loop = LoopSettings(
+        budget=training.budget,
+        batch_size=training.batch_size,
+        schedule=training.schedule,
+        ema=training.ema,
+        gradient_clip=training.gradient_clip,
+        checkpoint_every=training.checkpoint_every,
+        keep_checkpoints=training.keep_checkpoints,
+    )
+    metrics = MetricsLog(out / "metrics.csv", state.seen) if world.first else None
+    held_out = held_out_starts(archive, training, device)
+
+    def loss(model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return distillation_loss(model, batch.to(device), distance, training, progress)
+
+    with reporter.phase("training", training.budget, "trajectories", state.seen) as advance:
+
+        def log(seen: int, values: dict[str, float]) -> None:
+            assert metrics is not None
+            metrics.append(seen, values)
+            advance(seen, loss=values["loss"], mse=values["mse"])
+
+        def saved(state: TrainingState[HKD], path: Path) -> None:
+            if held_out is not None:
+                with torch.inference_mode():
+                    images = state.ema(held_out.states[:, 0], held_out.sigmas[:, 0])
+                error = float(((images - held_out.ends) ** 2).mean())
+                reporter.line(f"{path.name}: one-step MSE on {len(images)} held-out trajectories {error:.4f}")
+
+        fit(
+            state,
+            lambda start, end: read_batch(archive, training, start, end),
+            loss,
+            loop,
+            out / "checkpoints",
+            {
+                "identity": identity,
+                "model": state.model.config(),
+                "validation": training.validation,
+                "world_size": world.size,
+                "torch": torch.__version__,
+            },
+            Callbacks(stop, log, saved, reporter.line),
+            world,
+            device,
+        )
+
+
+def held_out_starts(archive: Archive, training: TrainingSettings, device: torch.device) -> Batch | None:
+    """Start and end of up to 256 held-out trajectories; None where none are held out."""
+    count = min(256, training.validation)
+    if not count:
+        return None
+    states = torch.from_numpy(archive.read(range(count), [0, len(archive.sigmas) - 1])).float()
+    sigmas = torch.full((count, 1), float(archive.sigmas[0]))
+    return Batch(states[:, :1], sigmas, states[:, 1]).to(device)

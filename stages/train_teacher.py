@@ -1,0 +1,136 @@
+"""Train an EDM teacher on a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.files import exclusive_lock
+from hkdpipe.manifests.settings import digest, of_kind
+from hkdpipe.stages.metrics_log import MetricsLog
+from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.trainer.checkpoint import TrainingState
+from hkdpipe.trainer.distributed import World
+from hkdpipe.trainer.edm_loss import NoisyImages, edm_loss, read_noisy_images
+from hkdpipe.trainer.images import load_images
+from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
+from hkdpipe.trainer.networks import Architecture, EDMPrecond, parameters_count
+from hkdpipe.trainer.settings import TeacherTrainingSettings
+from hkdpipe.trainer.teacher import save_teacher
+
+
+def train_teacher(
+    data: str,
+    out: Path,
+    settings: TeacherTrainingSettings,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Train on `data` (see `load_images`) in `out`, and write `out`/export, which `load_teacher` reads.
+
+    Resumes where an interrupted call stopped. Raises UsageError where `out` holds a training with other
+    settings.
+    """
+    images = load_images(data)
+    channels, height, width = images.shape[1:]
+    levels = len(settings.channel_mult)
+    if height != width or height % (1 << (levels - 1)):
+        raise InputError(
+            f"{data}: pictures of {height}x{width}; accepted: square, a multiple of {1 << (levels - 1)}"
+        )
+    arch = Architecture(
+        img_resolution=height,
+        img_channels=channels,
+        model_channels=settings.model_channels,
+        channel_mult=settings.channel_mult,
+        num_blocks=settings.num_blocks,
+        attn_resolutions=settings.attn_resolutions,
+    )
+    identity = {"data": data, **of_kind(settings, "identity")}
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(out / ".lock", f"training in {out}"):
+        torch.manual_seed(settings.seed)
+        network = EDMPrecond(arch).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+        state = new_state(network, optimizer)
+        saved = resume(out / "checkpoints", state, reporter.line)
+        if saved and saved["identity"] != digest(identity):
+            raise UsageError(f"{out}: holds the training of another teacher; choose another folder")
+        budget = settings.iterations * settings.batch_size
+        exported = out / "export" / "model.safetensors"
+        did_nothing = state.seen >= budget and exported.is_file()
+        if not did_nothing:
+            _fit(state, images, settings, budget, out, digest(identity), device, reporter, stop)
+            about = {
+                "dataset": data,
+                "images": len(images),
+                "training": asdict(settings),
+                "torch": torch.__version__,
+            }
+            save_teacher(out / "export", state.ema, about, torch.float16)
+    return Summary(
+        title="train-teacher",
+        rows=(
+            ("images", f"{len(images):,} of {channels}x{height}x{width}"),
+            ("parameters", f"{parameters_count(network):,}"),
+            ("iterations", f"{state.step:,}"),
+        ),
+        files=(out / "export",),
+        next_commands=(f"hkdpipe generate-trajectories --teacher {out / 'export'} --out ARCHIVE",),
+        data={"teacher": str(out / "export"), "iterations": state.step},
+        did_nothing=did_nothing,
+    )
+
+
+def _fit(
+    state: TrainingState[EDMPrecond],
+    images: NDArray[np.float32],
+    settings: TeacherTrainingSettings,
+    budget: int,
+    out: Path,
+    identity: str,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> None:
+    loop = LoopSettings(
+        budget=budget,
+        batch_size=settings.batch_size,
+        schedule="cosine",
+        ema=settings.ema,
+        gradient_clip=0.0,
+        checkpoint_every=settings.checkpoint_every * settings.batch_size,
+        keep_checkpoints=2,
+    )
+    metrics = MetricsLog(out / "metrics.csv", state.seen)
+    with reporter.phase("training the teacher", budget, "images", state.seen) as advance:
+
+        def log(seen: int, values: dict[str, float]) -> None:
+            metrics.append(seen, values)
+            advance(seen, loss=values["loss"])
+
+        def loss(model: nn.Module, batch: NoisyImages, progress: float) -> dict[str, Tensor]:
+            clean, noise, sigma = batch
+            noisy = clean.to(device), noise.to(device), sigma.to(device)
+            return {"loss": edm_loss(model, noisy, state.model.arch.sigma_data)}
+
+        fit(
+            state,
+            lambda start, end: read_noisy_images(images, settings.seed, start, end),
+            loss,
+            loop,
+            out / "checkpoints",
+            {"identity": identity},
+            Callbacks(stop, log, lambda state, path: None, reporter.line),
+            World(),
+            device,
+        )

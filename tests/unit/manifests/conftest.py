@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hkdpipe.manifests import archive
+from hkdpipe.manifests.plan import Plan
+
+
+@pytest.fixture(params=["zarr", "webdataset"])
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def plan(form: str) -> Plan:
+    """Ten trajectories of five 2 x 3 x 4 states in shards of four: the last shard is partial."""
+    return Plan(
+        form=form,
+        count=10,
+        shard_size=4,
+        shape=(2, 3, 4),
+        dtype="float16",
+        sigmas=(80.0, 20.0, 5.0, 0.002, 0.0),
+        seed=7,
+        batch_size=4,
+        sampler={"steps": 4, "sigma_min": 0.002, "sigma_max": 80, "rho": 7, "solver": "heun"},
+        teacher={
+            "sha256": "ab" * 32,
+            "architecture": {"kind": "SongUNet", "mult": (1, 2)},
+            "source": "/some/where",
+            "licence": "CC0",
+            "dataset": "digits",
+        },
+    )
+
+
+@pytest.fixture
+def values() -> Callable[[Plan], NDArray[Any]]:
+    """All states of a plan's archive; a longer archive begins with the same ones."""
+
+    def make(plan: Plan) -> NDArray[Any]:
+        rows = [np.random.default_rng(i).normal(size=plan.states_shape) for i in range(plan.count)]
+        return np.stack(rows).astype(plan.dtype)
+
+    return make
+
+
+@pytest.fixture
+def write(values: Callable[[Plan], NDArray[Any]]) -> Callable[[Path, Plan], NDArray[Any]]:
+    """Write what is missing of an archive and finish it; returns what it holds."""
+
+    def fill(root: Path, plan: Plan) -> NDArray[Any]:
+        data = values(plan)
+        archive.begin(root, plan)
+        for k in archive.missing_shards(root, plan):
+            start, stop = plan.shard_range(k)
+            archive.write_shard(root, plan, k, data[start:stop], {"device": "cpu"})
+        archive.finish(root, plan)
+        return data
+
+    return fill
+
+
+@pytest.fixture
+def grown(plan: Plan) -> Plan:
+    return dataclasses.replace(plan, count=15)

@@ -1,0 +1,136 @@
+"""Archives as other programs see them: plain zarr and plain webdataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hkdpipe.manifests import archive, webdataset_form, zarr_form
+from hkdpipe.manifests.plan import Plan
+
+Write = Callable[[Path, Plan], NDArray[Any]]
+
+
+def read_plainly(root: Path, plan: Plan) -> NDArray[Any]:
+    if plan.form == "zarr":
+        import zarr
+
+        return np.asarray(zarr.open_group(root, mode="r")["states"][:])  # type: ignore[index]
+    import webdataset
+
+    paths = [str(path) for path in sorted(root.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(paths, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [f"{i:09d}" for i in range(plan.count)]
+    assert [sample["json"] for sample in samples] == [
+        {"index": i, "seed": plan.seed} for i in range(plan.count)
+    ]
+    return np.stack([sample["states.npy"] for sample in samples])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("count", [1, 8, 9, 10])
+def test_plain_readers_and_read_agree(
+    tmp_path: Path, plan: Plan, write: Write, dtype: str, count: int
+) -> None:
+    plan = dataclasses.replace(plan, dtype=dtype, count=count)
+    data = write(tmp_path, plan)
+    plain = read_plainly(tmp_path, plan)
+    assert plain.dtype == data.dtype
+    assert plain.shape == data.shape
+    assert plain.tobytes() == data.tobytes()
+    with archive.open_archive(tmp_path) as opened:
+        assert opened.read(range(count), range(5)).tobytes() == data.tobytes()
+
+
+def test_plain_readers_after_growth(tmp_path: Path, plan: Plan, grown: Plan, write: Write) -> None:
+    write(tmp_path, plan)
+    data = write(tmp_path, grown)
+    assert read_plainly(tmp_path, grown).tobytes() == data.tobytes()
+
+
+def test_offset_and_stride_are_true(tmp_path: Path, plan: Plan, write: Write) -> None:
+    data = write(tmp_path, plan)
+    for shard in archive.open_archive(tmp_path).shards:
+        content = (tmp_path / shard.file).read_bytes()
+        assert len(content) == shard.bytes
+        for i in range(shard.stop - shard.start):
+            begin = shard.offset + i * shard.stride
+            assert content[begin : begin + plan.trajectory_bytes] == data[shard.start + i].tobytes()
+
+
+def test_shards_are_byte_reproducible(tmp_path: Path, plan: Plan, write: Write) -> None:
+    write(tmp_path / "a", plan)
+    write(tmp_path / "b", plan)
+    first, second = (
+        {p.relative_to(r): p.read_bytes() for p in r.rglob("*") if p.is_file()} for r in roots(tmp_path)
+    )
+    assert first == second
+    assert len(first) == {"zarr": 10, "webdataset": 8}[plan.form]
+
+
+def roots(folder: Path) -> tuple[Path, Path]:
+    return folder / "a", folder / "b"
+
+
+def test_zarr_shard_not_written_reads_as_nan(tmp_path: Path, plan: Plan, values: Any) -> None:
+    plan = dataclasses.replace(plan, form="zarr")
+    archive.begin(tmp_path, plan)
+    archive.write_shard(tmp_path, plan, 1, values(plan)[4:8], {})
+    plain = read_plainly(tmp_path, plan)
+    assert np.isnan(plain[:4]).all()
+    assert np.isnan(plain[8:]).all()
+    assert plain[4:8].tobytes() == values(plan)[4:8].tobytes()
+
+
+def test_zarr_notices_a_flipped_bit(tmp_path: Path, plan: Plan, write: Write) -> None:
+    plan = dataclasses.replace(plan, form="zarr")
+    write(tmp_path, plan)
+    path = tmp_path / zarr_form.shard_file(1)
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum"):
+        read_plainly(tmp_path, plan)
+
+
+def test_preparing_again_writes_nothing(
+    tmp_path: Path, plan: Plan, grown: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, grown = (dataclasses.replace(p, form="zarr") for p in (plan, grown))
+    zarr_form.prepare(tmp_path, plan)
+    written: list[str] = []
+    monkeypatch.setattr(zarr_form, "write_atomic", lambda path, data: written.append(path.name))
+    zarr_form.prepare(tmp_path, plan)
+    assert written == []
+    (tmp_path / "states/zarr.json").write_bytes(b"torn")
+    zarr_form.prepare(tmp_path, plan)
+    assert written == ["zarr.json"]
+
+
+def test_big_endian_states_are_stored_little_endian(plan: Plan, values: Any) -> None:
+    data = values(plan)[:4]
+    swapped = data.astype(">f2")
+    for form in (zarr_form, webdataset_form):
+        assert form.encode_shard(plan, 0, swapped)[0] == form.encode_shard(plan, 0, data)[0]
+
+
+def test_reading_needs_neither_torch_nor_the_forms_libraries(
+    tmp_path: Path, plan: Plan, write: Write
+) -> None:
+    write(tmp_path, plan)
+    script = """
+import sys
+from hkdpipe.manifests.archive import open_archive
+open_archive(sys.argv[1]).read([0], [0])
+print([name for name in ("torch", "zarr", "webdataset", "click") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", script, tmp_path]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.plan import Plan, ShardRecord
+
+PATH = Path("x/plan.json")
+
+
+def test_round_trip(plan: Plan) -> None:
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())), PATH)
+    assert again == plan
+    assert again.identity() == plan.identity()
+    assert next(iter(plan.to_json())) == "format_version"
+
+
+def test_sizes(plan: Plan) -> None:
+    assert plan.states_shape == (5, 2, 3, 4)
+    assert (plan.state_bytes, plan.trajectory_bytes) == (48, 240)
+    assert plan.shards == 3
+    assert [plan.shard_range(k) for k in range(3)] == [(0, 4), (4, 8), (8, 10)]
+    assert dataclasses.replace(plan, count=8).shards == 2
+    for k in (-1, 3):
+        with pytest.raises(ValueError, match="shard"):
+            plan.shard_range(k)
+
+
+def test_identity_is_all_but_the_count_and_the_teachers_path(plan: Plan) -> None:
+    def teacher(**changes: Any) -> Plan:
+        return dataclasses.replace(plan, teacher=plan.teacher | changes)
+
+    same = [dataclasses.replace(plan, count=99), teacher(source="/else/where")]
+    same += [dataclasses.replace(plan, sampler=plan.sampler | {"rho": 7, "sigma_max": 80.0})]
+    same += [dataclasses.replace(plan, sigmas=tuple(np.array(plan.sigmas)), shape=[2, 3, 4])]  # type: ignore[arg-type]
+    other = [
+        dataclasses.replace(plan, **change)
+        for change in (
+            {"form": "zarr" if plan.form == "webdataset" else "webdataset"},
+            {"shard_size": 5},
+            {"shape": (2, 4, 3)},
+            {"dtype": "float32"},
+            {"sigmas": (80.0, 20.0, 5.0, 0.003, 0.0)},
+            {"seed": 8},
+            {"batch_size": 5},
+            {"sampler": plan.sampler | {"steps": 5}},
+        )
+    ]
+    other += [teacher(sha256="ac" * 32), teacher(licence="other")]
+    assert {p.identity() for p in same} == {plan.identity()}
+    assert len({p.identity() for p in [plan, *other]}) == len(other) + 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format_version", 2),
+        ("form", "hdf5"),
+        ("count", 0),
+        ("count", True),
+        ("count", 3.0),
+        ("shard_size", None),
+        ("shape", [1, 2]),
+        ("shape", [0, 2, 2]),
+        ("shape", 7),
+        ("dtype", "bfloat16"),
+        ("sigmas", [1.0]),
+        ("sigmas", [1.0, 0.5]),
+        ("sigmas", [1.0, 1.0, 0.0]),
+        ("sigmas", [float("inf"), 0.0]),
+        ("sigmas", "80"),
+        ("seed", -1),
+        ("seed", 2**64),
+        ("batch_size", 0),
+        ("sampler", {}),
+        ("sampler", None),
+        ("teacher", {"sha256": "ab" * 32}),
+        ("teacher", []),
+        ("unknown", 1),
+    ],
+)
+def test_damaged_plan_names_file_and_key(plan: Plan, key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^x/plan\.json: {key}: "):
+        Plan.from_json(plan.to_json() | {key: value}, PATH)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("sampler", "steps", 0),
+        ("sampler", "sigma_max", "80"),
+        ("sampler", "rho", 0),
+        ("sampler", "solver", "euler"),
+        ("teacher", "sha256", "abc"),
+    ],
+)
+def test_damaged_tables_name_the_dotted_key(plan: Plan, table: str, key: str, value: Any) -> None:
+    damaged = plan.to_json()
+    damaged[table][key] = value
+    with pytest.raises(InputError, match=rf"^x/plan\.json: {table}\.{key}: "):
+        Plan.from_json(damaged, PATH)
+
+
+def test_missing_keys_are_named(plan: Plan) -> None:
+    for key in plan.to_json():
+        values = plan.to_json()
+        del values[key]
+        with pytest.raises(InputError, match=f"{key}: missing"):
+            Plan.from_json(values, PATH)
+    with pytest.raises(InputError, match="not a JSON object"):
+        Plan.from_json([], PATH)
+
+
+def test_more_shards_than_names(plan: Plan) -> None:
+    with pytest.raises(ValueError, match="shard_size"):
+        dataclasses.replace(plan, count=4 * 10**6 + 1)
+
+
+def test_shard_record() -> None:
+    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, 0, 24, "1" * 64, {"device": "cpu"})
+    assert ShardRecord.from_json(json.loads(json.dumps(record.to_json())), PATH) == record
+    for key, value in [("index", -1), ("sha256", "x"), ("file", None), ("stride", 1.5), ("fingerprint", [])]:
+        with pytest.raises(InputError, match=rf"^x/plan\.json: {key}: "):
+            ShardRecord.from_json(record.to_json() | {key: value}, PATH)

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hkdpipe.manifests import files
+from hkdpipe.manifests.errors import InputError, InUseError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def disk_full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def fail_on_call(function: Any, n: int) -> Any:
+    """`function`, but its n-th call (from 1) finds the disk full."""
+    calls = 0
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return disk_full() if calls == n else function(*args, **kwargs)
+
+    return wrapper
+
+
+def test_write_replaces(tmp_path: Path) -> None:
+    files.write_atomic(tmp_path / "a", b"one")
+    files.write_atomic(tmp_path / "a", memoryview(b"two"))
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert names(tmp_path) == ["a"]
+
+
+def test_the_data_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        events.append("fsync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def noting_replace(source: Any, target: Any) -> None:
+        events.append("rename")
+        assert Path(source).read_bytes() == b"data"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    files.write_atomic(tmp_path / "a", b"data")
+    assert events[0].startswith("fsync .a.")
+    assert events[1:] == ["rename", f"fsync {tmp_path.name}"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_failed_write_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    files.write_atomic(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, call, disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_atomic(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_json_round_trip_keeps_order(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"z": [1, 2.5], "a": "σ"})
+    assert (tmp_path / "a.json").read_text() == '{\n "z": [\n  1,\n  2.5\n ],\n "a": "σ"\n}\n'
+    assert list(files.read_json(tmp_path / "a.json")) == ["z", "a"]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "a.json", float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "missing"), (b'{"a": ', "not JSON"), (b'"\xff"', "not UTF-8")]
+)
+def test_unreadable_json(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as raised:
+        files.read_json(path)
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert files.sha256_file(tmp_path / "a") == expected
+
+
+def fill(path: Path, text: str) -> None:
+    with files.atomic_folder(path) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text(text)
+        assert not path.exists() or (path / "sub" / "a").read_text() != text
+
+
+def test_folder_appears_and_is_replaced(tmp_path: Path) -> None:
+    fill(tmp_path / "f", "one")
+    assert (tmp_path / "f" / "sub" / "a").read_text() == "one"
+    fill(tmp_path / "f", "two")
+    assert (tmp_path / "f" / "sub" / "a").read_text() == "two"
+    assert names(tmp_path) == ["f"]
+
+
+def test_all_of_a_folder_is_synchronised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synchronised: list[Path] = []
+    monkeypatch.setattr(files, "sync", synchronised.append)
+    fill(tmp_path / "f", "one")
+    assert sorted(path.name for path in synchronised if not path.name.startswith(".")) == sorted(
+        ["sub", "a", tmp_path.name]
+    )
+    assert sum(path.name.startswith(".f.") for path in synchronised) == 1
+
+
+def test_exception_in_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with files.atomic_folder(tmp_path / "f") as folder:
+            (folder / "a").write_text("two")
+            raise KeyboardInterrupt
+
+    fill(tmp_path / "f", "one")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "f" / "sub" / "a").read_text() == "one"
+    assert names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize(("call", "n"), [("fsync", 1), ("fsync", 3), ("rename", 1), ("rename", 2)])
+def test_failure_in_publishing_a_folder_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, n: int
+) -> None:
+    fill(tmp_path / "f", "one")
+    monkeypatch.setattr(os, call, fail_on_call(getattr(os, call), n))
+    with pytest.raises(OSError, match="No space left"):
+        fill(tmp_path / "f", "two")
+    assert (tmp_path / "f" / "sub" / "a").read_text() == "one"
+    assert names(tmp_path) == ["f"]
+
+
+def test_leftovers_of_killed_writers(tmp_path: Path) -> None:
+    """A process that dies at each rename in turn: the old or the new folder is there after clearing up."""
+    script = """
+import os, sys
+from pathlib import Path
+from hkdpipe.manifests import files
+real, calls, last = os.rename, 0, int(sys.argv[2])
+def rename(*args):
+    global calls
+    calls += 1
+    if calls == last: os._exit(9)
+    real(*args)
+os.rename = rename
+with files.atomic_folder(Path(sys.argv[1])) as folder:
+    (folder / "a").write_text("new")
+"""
+    for n in (1, 2):
+        with files.atomic_folder(tmp_path / "f") as folder:
+            (folder / "a").write_text("old")
+        process = subprocess.run([sys.executable, "-c", script, tmp_path / "f", str(n)], check=False)
+        assert process.returncode == 9
+        assert len(names(tmp_path)) == 2
+        assert (tmp_path / "f").exists() == (n == 1)
+        files.remove_temporaries(tmp_path)
+        assert names(tmp_path) == ["f"]
+        assert (tmp_path / "f" / "a").read_text() == "old"
+
+
+def test_the_folder_moved_away_last_is_put_back(tmp_path: Path) -> None:
+    for name, token in (("first", "b"), ("last", "a"), ("first", "c")):
+        (tmp_path / f".f.1.{token * 16}.old").mkdir()
+        (tmp_path / f".f.1.{token * 16}.old" / name).touch()
+        time.sleep(0.02)
+    (tmp_path / f".f.1.{'a' * 16}.old").rename(tmp_path / "f")
+    (tmp_path / "f").rename(tmp_path / f".f.1.{'a' * 16}.old")
+    files.remove_temporaries(tmp_path)
+    assert names(tmp_path) == ["f"]
+    assert names(tmp_path / "f") == ["last"]
+
+
+def test_only_leftovers_are_removed(tmp_path: Path) -> None:
+    keep = [".a.tmp", ".hidden", "a.tmp", ".a.12.0123456789abcdef.tmp.txt"]
+    for name in [*keep, ".a.12.0123456789abcdef.tmp", "b", ".b.12.0123456789abcdef.old"]:
+        (tmp_path / name).write_text("x")
+    files.remove_temporaries(tmp_path)
+    assert names(tmp_path) == sorted([*keep, "b"])
+    files.remove_temporaries(tmp_path / "absent")
+
+
+def test_lock_is_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    script = """
+import sys, time
+from pathlib import Path
+from hkdpipe.manifests.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1]), "it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InUseError, match=rf"^runs/x is in use by process {holder.pid} on "),
+            files.exclusive_lock(path, "runs/x"),
+        ):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    for _ in range(2):  # free after the kill, and again after its own release
+        with files.exclusive_lock(path, "runs/x"):
+            assert path.read_text().startswith(f"process {os.getpid()} on ")

@@ -1,0 +1,116 @@
+"""Stages that compute nothing, so that the command line can be tried alone and without torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hkdpipe.pipeline.cli import main
+from hkdpipe.stages.reporting import Summary
+
+
+class FakeStages:
+    """Each stage writes a marker of its being done; `before` is called on entering a stage."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.before: Callable[[str, dict[str, Any]], None] = lambda name, arguments: None
+
+    def _do(self, name: str, marker: Path, **arguments: Any) -> Summary:
+        self.calls.append((name, arguments))
+        self.before(name, arguments)
+        did_nothing = marker.exists()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text("{}")
+        return Summary(
+            title=f"title of {name}",
+            rows=(("row of", name),),
+            files=(marker,),
+            next_commands=(f"after {name}",),
+            data={"name": name},
+            did_nothing=did_nothing,
+        )
+
+    def generate(self, teacher: str, out: Path, settings: Any, **work: Any) -> Summary:
+        return self._do("generate", out / "plan.json", teacher=teacher, out=out, settings=settings, **work)
+
+    def train(
+        self, teacher: str, archive: Path, out: Path, training: Any, koopman: Any, **work: Any
+    ) -> Summary:
+        arguments = {"teacher": teacher, "archive": archive, "out": out, "training": training}
+        return self._do("train", out / "metrics.csv", **arguments, **work)
+
+    def evaluate(
+        self,
+        teacher: str,
+        archive: Path,
+        checkpoint: Path,
+        out: Path,
+        export: Path,
+        settings: Any,
+        **work: Any,
+    ) -> Summary:
+        arguments = {"archive": archive, "checkpoint": checkpoint, "out": out, "export": export}
+        return self._do("evaluate", out / "metrics.json", **arguments, **work)
+
+    def sample(self, model: Path, out: Path, count: int, seed: int, **work: Any) -> Summary:
+        return self._do("sample", out / "samples.png", model=model, count=count, seed=seed, **work)
+
+    def train_teacher(self, data: str, out: Path, settings: Any, **work: Any) -> Summary:
+        return self._do("train_teacher", out / "model", data=data, settings=settings, **work)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
+    fakes = FakeStages()
+    for name in ("generate", "train", "evaluate", "sample", "train_teacher"):
+        module = SimpleNamespace(**{name: getattr(fakes, name)})
+        monkeypatch.setitem(sys.modules, f"hkdpipe.stages.{name}", module)
+    world = SimpleNamespace(first=True, size=1, rank=0)
+    distributed = SimpleNamespace(
+        world_from_environment=lambda: world, choose_device=lambda name, world: f"device {name}"
+    )
+    monkeypatch.setitem(sys.modules, "hkdpipe.trainer.distributed", distributed)
+    return fakes
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each test in a folder of its own, as the only process."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Ran:
+    """What a command line led to."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def error(self) -> str:
+        """The one line of a refusal."""
+        assert not self.out
+        assert self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("hkdpipe: error: ").strip()
+
+    @property
+    def last(self) -> Any:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def hkdpipe(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def call(*arguments: str) -> Ran:
+        capfd.readouterr()
+        code = main(arguments)
+        return Ran(code, *capfd.readouterr())
+
+    return call

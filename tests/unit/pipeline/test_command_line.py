@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hkdpipe.manifests.errors import InputError, Interrupted, InUseError
+from hkdpipe.manifests.files import exclusive_lock
+from hkdpipe.pipeline.cli import COMMANDS
+from hkdpipe.stages.reporting import Silent
+from hkdpipe.trainer.settings import TeacherTrainingSettings
+
+Hkdpipe = Callable[..., Any]
+RUN = ("run", "--preset", "digits")
+
+
+def last_call(stages: Any) -> Any:
+    return stages.calls[-1][1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command: str, hkdpipe: Hkdpipe) -> None:
+    ran = hkdpipe(command, "--help")
+    assert ran.code == 0
+    assert f"  hkdpipe {command} " in ran.out
+
+
+def test_without_a_command_the_help_is_shown(hkdpipe: Hkdpipe) -> None:
+    assert hkdpipe().out == hkdpipe("--help").out
+    assert all(f"\n  {command} " in hkdpipe().out for command in COMMANDS)
+
+
+def test_help_and_configuration_load_nothing_heavy() -> None:
+    script = (
+        "import sys; from hkdpipe.pipeline.cli import main; main(['--help']); main(['train', '--help']); "
+        "main(['config']); print(sorted({'torch', 'pandas', 'rich', 'zarr', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(hkdpipe: Hkdpipe) -> None:
+    assert hkdpipe("--version").out.startswith("hkdpipe 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("trian", 2, "no command 'trian'; did you mean 'train'? (see hkdpipe --help)"),
+        ("config --preset digit", 2, "--preset: no preset 'digit'; did you mean 'digits'?"),
+        ("config --explain --check", 2, "--explain and --check: give one of them"),
+        ("config --config none.toml", 3, "none.toml: no such file"),
+        ("config --config .", 2, ".: Is a directory"),
+        ("status --run-dir none", 3, "none/config.toml: missing, so none is not a run directory"),
+        (
+            "run",
+            2,
+            "--run-dir: missing; give it, or --preset or --config, after which runs/NAME is named",
+        ),
+        ("train", 2, "--run-dir or --out: missing; give one of them"),
+        ("train --out x", 2, "--archive: missing; give it, or --run-dir"),
+        ("train --out x --run-dir y", 2, "--run-dir and --out: give one of them"),
+        ("evaluate --out x --archive y", 2, "--checkpoint: missing; give it, or --run-dir"),
+        ("generate-trajectories", 2, "--run-dir or --out: missing; give one of them"),
+        (
+            "train --method kkd --run-dir x",
+            2,
+            'training.method: got "kkd"; accepted: one of "hkd", "kd"',
+        ),
+        (
+            "train-teacher --data digits --out x --channel-mult 1,b",
+            2,
+            'train-teacher.channel_mult: got "[1,b]"; accepted: a list, each an integer, at least 1',
+        ),
+    ],
+)
+def test_refusals(arguments: str, code: int, message: str, hkdpipe: Hkdpipe, tmp_path: Path) -> None:
+    ran = hkdpipe(*arguments.split())
+    assert (ran.error, ran.code) == (message, code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_options_suggest_the_nearest(hkdpipe: Hkdpipe) -> None:
+    ran = hkdpipe("train", "--run-dri", "x")
+    assert ran.code == 2
+    assert "--run-dri" in ran.error
+    assert "--run-dir" in ran.error
+    assert ran.error.endswith("(see hkdpipe train --help)")
+
+
+@pytest.mark.parametrize("command", ["run", "generate-trajectories", "evaluate"])
+def test_only_train_is_distributed(command: str, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = hkdpipe(command, "--run-dir", "x")
+    assert ran.code == 2
+    assert ran.error.startswith(
+        f"{command}: started as one of 2 processes (WORLD_SIZE); accepted: one process"
+    )
+
+
+def test_run_does_three_stages_and_then_nothing(stages: Any, hkdpipe: Hkdpipe) -> None:
+    ran = hkdpipe(*RUN, "--device", "cpu")
+    assert ran.code == 0
+    assert [name for name, _ in stages.calls] == ["generate", "train", "evaluate"]
+    assert last_call(stages)["device"] == "device cpu"
+    assert last_call(stages)["checkpoint"] == Path("runs/digits/training/checkpoints")
+    assert last_call(stages)["export"] == Path("runs/digits/export")
+    assert "run directory: runs/digits" in ran.err
+    assert all(f"title of {name}" in ran.out for name in ("generate", "train", "evaluate"))
+    assert "after" not in ran.out
+    assert ran.out.endswith(
+        "  hkdpipe sample --model runs/digits/export --count 64 --out samples\n"
+        "  hkdpipe status --run-dir runs/digits\n"
+    )
+    ran = hkdpipe("run", "--run-dir", "runs/digits")
+    assert ran.code == 0
+    assert ran.out.startswith("nothing to do: runs/digits is complete\n")
+    assert "title of evaluate" in ran.out
+    assert "title of train" not in ran.out
+    record = json.loads(Path("runs/digits/run.json").read_text())
+    assert [entry["state"] for entry in record["stages"].values()] == ["complete"] * 3
+
+
+def test_run_json_and_quiet(stages: Any, hkdpipe: Hkdpipe) -> None:
+    ran = hkdpipe(*RUN, "--quiet")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert isinstance(last_call(stages)["reporter"], Silent)
+    ran = hkdpipe(*RUN, "--json")
+    assert ran.out.count("\n") == 1
+    assert ran.last["did_nothing"] is True
+    assert ran.last["stages"]["training"] == {
+        "did_nothing": True,
+        "files": ["runs/digits/training/metrics.csv"],
+        "name": "train",
+    }
+
+
+def test_the_stored_configuration_is_kept_and_guarded(stages: Any, hkdpipe: Hkdpipe) -> None:
+    hkdpipe(*RUN, "--set", "training.seed=3")
+    ran = hkdpipe("train", "--run-dir", "runs/digits", "--set", "training.budget=200000")
+    assert ran.code == 0
+    assert (last_call(stages)["training"].seed, last_call(stages)["training"].budget) == (3, 200_000)
+    (change,) = json.loads(Path("runs/digits/run.json").read_text())["changes"]
+    assert (change["key"], change["from"], change["to"]) == ("training.budget", 160_000, 200_000)
+    message = (
+        "training.seed: this run has 3, given 4; it decides results that are there already: "
+        "keep the value, or take another --run-dir"
+    )
+    for command in ("run", "train", "config --check"):
+        ran = hkdpipe(*command.split(), "--run-dir", "runs/digits", "--set", "training.seed=4")
+        assert (ran.error, ran.code) == (message, 2)
+    stored = hkdpipe("config", "--run-dir", "runs/digits", "--json").last
+    assert (stored["training"]["seed"], stored["training"]["budget"]) == (3, 200_000)
+
+
+def test_a_run_directory_in_use(stages: Any, hkdpipe: Hkdpipe) -> None:
+    Path("x").mkdir()
+    with exclusive_lock(Path("x/.lock"), "x"):
+        ran = hkdpipe("train", "--run-dir", "x")
+    assert ran.code == 4
+    assert ran.error.startswith(f"run directory x is in use by process {os.getpid()} on ")
+    assert not Path("x/config.toml").exists()
+
+
+def test_other_processes_of_a_training_neither_lock_nor_speak(
+    stages: Any, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    world = SimpleNamespace(first=False, size=2, rank=1)
+    monkeypatch.setattr(sys.modules["hkdpipe.trainer.distributed"], "world_from_environment", lambda: world)
+    Path("x").mkdir()
+    with exclusive_lock(Path("x/.lock"), "x"):
+        ran = hkdpipe("train", "--run-dir", "x", "--json")
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert not Path("x/config.toml").exists()
+    ran = hkdpipe("train", "--run-dir", "x", "--preset", "none")
+    assert ran.err.startswith("hkdpipe: error (rank 1): --preset: ")
+
+
+def test_stages_at_explicit_places(stages: Any, hkdpipe: Hkdpipe) -> None:
+    hkdpipe("generate-trajectories", "--teacher", "20", "--out", "a", "--format", "webdataset")
+    assert last_call(stages)["out"] == Path("a")
+    assert last_call(stages)["teacher"] == "20"
+    assert last_call(stages)["settings"].format == "webdataset"
+    hkdpipe("train", "--archive", "a", "--out", "t", "--method", "kd")
+    assert last_call(stages)["archive"] == Path("a")
+    assert last_call(stages)["training"].method == "kd"
+    ran = hkdpipe("evaluate", "--archive", "a", "--checkpoint", "t/checkpoints", "--out", "e", "--json")
+    assert last_call(stages)["export"] == Path("e/export")
+    assert ran.last == {"did_nothing": False, "files": ["e/metrics.json"], "name": "evaluate"}
+    ran = hkdpipe("evaluate", "--archive", "a", "--checkpoint", "t/checkpoints", "--out", "e")
+    assert ran.out.startswith("nothing to do: all of this was done before\n")
+    ran = hkdpipe("train", "--archive", "a", "--run-dir", "r")
+    assert ran.out.endswith("Next:\n  hkdpipe evaluate --run-dir r\n")
+    assert (last_call(stages)["archive"], last_call(stages)["out"]) == (Path("a"), Path("r/training"))
+
+
+def test_sample(stages: Any, hkdpipe: Hkdpipe) -> None:
+    assert hkdpipe("sample", "--model", "m", "--out", "s", "--count", "5").code == 0
+    assert (last_call(stages)["count"], last_call(stages)["seed"]) == (5, 0)
+    assert hkdpipe("sample", "--model", "m", "--out", "s", "--count", "0").code == 2
+
+
+def test_train_teacher(stages: Any, hkdpipe: Hkdpipe) -> None:
+    hkdpipe("train-teacher", "--data", "digits", "--out", "t", "--channel-mult", "1,2", "--ema", "0.5")
+    assert last_call(stages)["settings"] == TeacherTrainingSettings(channel_mult=(1, 2), ema=0.5)
+
+
+def fail(stages: Any, error: BaseException) -> None:
+    def before(name: str, arguments: dict[str, Any]) -> None:
+        raise error
+
+    stages.before = before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("a: missing"), 3, "a: missing"),
+        (InUseError("a is\nin use"), 4, "a is in use"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "runs/digits/trajectories: disk full (No space left on device); "
+            "free some space and give the same command again",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "there"), 2, "there: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "there"), 2, "there: Read-only file system"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "it"),
+            3,
+            "it: No such file or directory",
+        ),
+        (OSError(errno.EIO, "Input/output error", "it"), 1, "it: Input/output error"),
+    ],
+)
+def test_what_goes_wrong_in_a_stage(
+    error: BaseException, code: int, message: str, stages: Any, hkdpipe: Hkdpipe
+) -> None:
+    fail(stages, error)
+    ran = hkdpipe(*RUN, "--quiet")
+    assert (ran.error, ran.code) == (message, code)
+
+
+def test_bugs_are_not_hidden(stages: Any, hkdpipe: Hkdpipe) -> None:
+    fail(stages, ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        hkdpipe(*RUN)
+
+
+def test_interrupted(stages: Any, hkdpipe: Hkdpipe) -> None:
+    def before(name: str, arguments: dict[str, Any]) -> None:
+        if name == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+            if arguments["stop"]():
+                raise Interrupted("at step 5")
+
+    stages.before = before
+    ran = hkdpipe(*RUN, "--run-dir", "my run")
+    assert ran.code == 75
+    assert ran.err.splitlines()[-2:] == [
+        "stopping at the next safe point (Ctrl-C again: at once)",
+        "hkdpipe: interrupted (at step 5); to go on: hkdpipe run --preset digits --run-dir 'my run'",
+    ]
+    record = json.loads(Path("my run/run.json").read_text())
+    assert record["stages"]["training"]["state"] == "interrupted"
+    fail(stages, KeyboardInterrupt())
+    ran = hkdpipe("train", "--run-dir", "my run")
+    assert ran.code == 75
+    assert ran.err.strip() == "hkdpipe: interrupted; to go on: hkdpipe train --run-dir 'my run'"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_run_directory(stages: Any, hkdpipe: Hkdpipe) -> None:
+    Path("x").mkdir(mode=0o555)
+    ran = hkdpipe("run", "--run-dir", "x")
+    assert (ran.error, ran.code) == ("x/.lock: Permission denied", 2)
+
+
+def test_a_place_below_a_file(stages: Any, hkdpipe: Hkdpipe) -> None:
+    Path("x").touch()
+    assert hkdpipe("run", "--run-dir", "x").error == "--run-dir: x is not a folder"
+    ran = hkdpipe("run", "--run-dir", "x/y")
+    assert ran.code == 2
+    assert ran.error.startswith("x")
+
+
+def test_status(stages: Any, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hkdpipe.stages.state import StageState
+
+    def state(name: str, state: Any) -> Callable[..., StageState]:
+        return lambda *_: StageState(name, state, 1000, 2000, "units", f"detail of {name}")
+
+    states = SimpleNamespace(
+        generation_state=state("generation", "complete"),
+        training_state=state("training", "partial"),
+        evaluation_state=state("evaluation", "absent"),
+    )
+    monkeypatch.setitem(sys.modules, "hkdpipe.stages.state", states)
+    hkdpipe("generate-trajectories", "--preset", "digits", "--run-dir", "x")
+    ran = hkdpipe("status", "--run-dir", "x")
+    assert ran.code == 0
+    assert "x: not complete" in ran.out
+    assert "1,000 of 2,000 units" in ran.out
+    assert "complete, 0 s" in ran.out
+    assert ran.out.endswith("Next:\n  hkdpipe run --run-dir x\n")
+    last = hkdpipe("status", "--run-dir", "x", "--json").last
+    assert last["complete"] is False
+    assert last["stages"]["training"]["done"] == 1000
+    assert last["stages"]["generation"]["record"]["state"] == "complete"
+
+
+def test_config(hkdpipe: Hkdpipe) -> None:
+    Path("mine.toml").write_text(hkdpipe("config", "--explain", "--set", "training.times=3").out)
+    assert (
+        hkdpipe("config", "--config", "mine.toml").out == hkdpipe("config", "--set", "training.times=3").out
+    )
+    assert hkdpipe("config", "--check", "--config", "mine.toml").out == "the configuration is accepted\n"
+    assert hkdpipe("config", "--config", "mine.toml", "--json").last["training"]["times"] == 3
+    explained = hkdpipe("config", "--explain", "--json").last
+    assert explained["training"]["budget"]["accepted"] == "an integer, at least 1"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = shutil.which("hkdpipe", path=str(Path(sys.executable).parent))
+    assert command is not None
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([command, "config", "--explain"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.stderr == ""

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.pipeline.config import SECTIONS, Config, dump, presets, resolve, toml_value
+from hkdpipe.pipeline.explain import describe, explain
+
+KEYS = [(name, field) for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
+IDS = [f"{name}.{field.name}" for name, field in KEYS]
+
+
+def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
+    """An accepted value that is not the default."""
+    if field.metadata["choices"]:
+        others = [choice for choice in field.metadata["choices"] if choice != field.default]
+        if isinstance(field.default, tuple):
+            return field.default[:1]
+        return others[0] if others else field.default
+    if isinstance(field.default, tuple):
+        return (*field.default, 3)
+    if hint is str:
+        return 'a "quoted" \\ path é'
+    if hint is int:
+        return field.default + 1
+    upper = field.metadata["maximum"]
+    return field.default / 3 if upper is not None or field.default else 1e-05
+
+
+@pytest.mark.parametrize(("section", "field"), KEYS, ids=IDS)
+def test_every_key_can_be_set_and_survives_writing(section: str, field: Any, tmp_path: Path) -> None:
+    value = other_value(field, typing.get_type_hints(SECTIONS[section])[field.name])
+    config = resolve(None, None, None, [f"{section}.{field.name}={json.dumps(value, ensure_ascii=False)}"])
+    assert getattr(getattr(config, section), field.name) == value
+    path = tmp_path / "config.toml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert resolve(None, path, None, ()) == config
+    path.write_text(explain(config), encoding="utf-8")
+    assert resolve(None, path, None, ()) == config
+
+
+def test_defaults_are_explained_by_a_file_of_defaults() -> None:
+    text = explain(Config())
+    assert set(tomllib.loads(text)) == set(SECTIONS)
+    assert "# (an integer, at least 1; default 1000000; may grow later)\ncount = 1000000" in text
+    assert max(map(len, text.splitlines())) <= 110
+    assert describe(Config())["evaluation"]["features"]["later"] == "may change at any time"
+
+
+def test_the_given_source_wins_over_the_stored_one_and_overrides_over_all(tmp_path: Path) -> None:
+    stored, file = tmp_path / "stored.toml", tmp_path / "file.toml"
+    stored.write_text("[training]\nbudget = 5\n")
+    file.write_text("[training]\nbudget = 6\n")
+    assert resolve(None, None, tmp_path / "none.toml", ()) == Config()
+    assert resolve(None, None, stored, ()).training.budget == 5
+    assert resolve(None, file, stored, ()).training.budget == 6
+    assert resolve("digits", None, stored, ()).training.budget == 160_000
+    overrides = ("training.budget=7", "training.budget = 8")
+    assert resolve("digits", None, stored, overrides).training.budget == 8
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_accepted(name: str) -> None:
+    assert resolve(name, None, None, ()) != Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1_000", 1000),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("hkd", "hkd"),
+        ('"5"', "5"),
+        ('["fd"]', ["fd"]),
+        ("/a path/x.toml", "/a path/x.toml"),
+        ("1\nx = 2", "1\nx = 2"),
+        ("", ""),
+    ],
+)
+def test_toml_values(text: str, value: Any) -> None:
+    assert toml_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.bugdet=1", "training.bugdet: unknown key; did you mean 'budget'?"),
+        ("trainig.budget=1", "trainig: unknown section; did you mean 'training'?"),
+        ("training.budget=0", "training.budget: got 0; accepted: an integer, at least 1"),
+        ("training.budget=1.5", "training.budget: got 1.5; accepted: an integer, at least 1"),
+        ("training.budget=many", 'training.budget: got "many"; accepted: an integer, at least 1'),
+        ("training.learning_rate=nan", "training.learning_rate: got NaN; accepted: a number, above 0"),
+        (
+            "training.a.b=1",
+            "training.a.b: unknown key; known: "
+            + ", ".join(sorted(field.name for field in dataclasses.fields(SECTIONS["training"]))),
+        ),
+        ("budget", "--set: got 'budget'; accepted: section.key=value, as in training.budget=20000"),
+        ("budget=3", "--set: got 'budget=3'; accepted: section.key=value, as in training.budget=20000"),
+        (
+            "generation.sigma_min=80",
+            "generation.sigma_min: got 80.0; accepted: below generation.sigma_max, which is 80.0",
+        ),
+        (
+            "generation.count=256",
+            "training.validation: got 256; accepted: below generation.count, which is 256",
+        ),
+    ],
+)
+def test_refused_overrides(override: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(None, None, None, [override])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[training]\nbudget = \n", "not TOML: Invalid value (at line 2, column 10)"),
+        (b"\xff", "not UTF-8 at byte 0"),
+    ],
+)
+def test_files_that_are_not_toml(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        resolve(None, path, None, ())
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("count = 3", "count: unknown section; known: evaluation, generation, koopman, teacher, training"),
+        ("training = 3", "training: got a value; accepted: a section, [training]"),
+    ],
+)
+def test_files_without_sections(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        resolve(None, path, None, ())
+    assert str(caught.value) == message
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"mine\.toml: no such file"):
+        resolve(None, tmp_path / "mine.toml", None, ())
+    with pytest.raises(UsageError, match=r"--preset: no preset 'digit'; did you mean 'digits'\?"):
+        resolve("digit", None, None, ())
+    with pytest.raises(UsageError, match=r"--preset: no preset '\.\./x'; known: digits"):
+        resolve("../x", None, None, ())
+    with pytest.raises(UsageError, match="--preset and --config: give one of them"):
+        resolve("digits", tmp_path / "mine.toml", None, ())

@@ -1,0 +1,1 @@
+"""Everything with parameters or gradients: networks, sampler, methods, losses, the training loop."""

@@ -1,0 +1,36 @@
+"""The training loss of an EDM teacher (arXiv 2206.00364, table 1 and section 5)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hkdpipe.manifests import rng
+from hkdpipe.manifests.order import training_indices
+
+P_MEAN, P_STD = -1.2, 1.2
+
+NoisyImages = tuple[Tensor, Tensor, Tensor]
+"""Images (B, C, H, W), unit noise of their shape, sigmas (B,)."""
+
+
+def read_noisy_images(images: NDArray[np.float32], seed: int, start: int, stop: int) -> NoisyImages:
+    """Images (B, C, H, W), unit noise of their shape and log-normal sigmas (B,) at the given positions."""
+    positions = np.arange(start, stop)
+    clean = torch.from_numpy(images[training_indices(seed, start, stop, 0, len(images))])
+    noise = rng.normal(seed, "teacher-noise", positions, clean[0].numel()).reshape(clean.shape)
+    log_sigma = rng.normal(seed, "teacher-sigma", positions, 1)[:, 0] * P_STD + P_MEAN
+    return clean, torch.from_numpy(noise).float(), torch.from_numpy(np.exp(log_sigma)).float()
+
+
+def edm_loss(network: nn.Module, noisy: NoisyImages, sigma_data: float) -> Tensor:
+    """Mean over batch and pixels of lambda(sigma) (D(y + n; sigma) - y)^2,
+
+    lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2. `noisy` is what `read_noisy_images` returns.
+    """
+    clean, noise, sigma = noisy
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    denoised = network(clean + noise * sigma[:, None, None, None], sigma)
+    return (weight[:, None, None, None] * (denoised - clean) ** 2).mean()

@@ -1,0 +1,77 @@
+"""Image sets to train a teacher on or to compare samples with."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkdpipe.manifests.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def load_images(source: str) -> NDArray[np.float32]:
+    """Images (N, C, H, W) in [-1, 1]: 'digits', a folder of pictures of one size, or an .npz.
+
+    The .npz holds one array `images` (N, H, W) or (N, H, W, C) of uint8. Raises InputError otherwise.
+    """
+    if source == "digits":
+        return load_digits()[0]
+    path = Path(source)
+    if path.is_dir():
+        return _scaled(_read_folder(path))
+    if path.suffix == ".npz" and path.is_file():
+        return _scaled(_read_npz(path))
+    raise InputError(f"{source}: no such image set; accepted: 'digits', a folder of pictures, an .npz file")
+
+
+def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """scikit-learn's 1,797 scanned digits (N, 1, 8, 8), values 0..16 scaled to [-1, 1], and their labels."""
+    from sklearn.datasets import load_digits as read
+
+    digits = read()
+    images = (digits.images[:, None] / 8 - 1).astype(np.float32)
+    return images, digits.target.astype(np.int64)
+
+
+def _scaled(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1], as EDM scales: x / 127.5 - 1."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
+
+
+def _read_folder(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image, UnidentifiedImageError
+
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise InputError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                grey = picture.mode in ("1", "L", "I", "I;16")
+                pixels = np.asarray(picture.convert("L" if grey else "RGB"))
+        except (UnidentifiedImageError, OSError) as error:
+            raise InputError(f"{file}: not a readable picture ({error})") from None
+        images.append(pixels[:, :, None] if grey else pixels)
+        if images[-1].shape != images[0].shape:
+            raise InputError(f"{file}: shape {images[-1].shape}, but {files[0].name} has {images[0].shape}")
+    return np.stack(images)
+
+
+def _read_npz(path: Path) -> NDArray[np.uint8]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays["images"]
+    except KeyError:
+        raise InputError(f"{path}: holds no array named 'images'") from None
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a readable .npz ({error})") from None
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+        raise InputError(f"{path}: images: {images.dtype} {images.shape}; accepted: uint8 (N, H, W[, C])")
+    return images

@@ -1,0 +1,121 @@
+"""Perceptual distances: LPIPS through the lpips package, or its formula on the shipped digits classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.trainer.classifier import load_classifier
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""distance(a, b) of images (N, C, H, W) in [-1, 1]: (N,), zero for equal ones."""
+
+# Files of torchvision's classification networks, as the torch hub cache names them, and the smallest
+# image side that a network's poolings leave something of (64 for all: EDM's small images are upsampled).
+BACKBONES = {
+    "vgg": ("vgg16", "vgg16-397923af.pth"),
+    "alex": ("alexnet", "alexnet-owt-7be5be79.pth"),
+    "squeeze": ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"),
+}
+SMALLEST_SIDE = 64
+
+
+def perceptual_distance(
+    name: str, file: str, channels: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Distance | None:
+    """The distance that `training.perceptual` names, frozen; None for 'none'. LPIPS computes in float32.
+
+    Raises InputError where the backbone's local weights are missing or do not fit, UsageError where the
+    distance is not made for images of so many channels.
+    """
+    if name == "none":
+        return None
+    if name == "digits":
+        if channels != 1:
+            raise UsageError(
+                f"training.perceptual: 'digits' compares grey images, these have {channels} channels"
+            )
+        classifier = load_classifier("digits-classifier-loss").to(device, dtype)
+        return lambda a, b: normalised_difference(classifier.features(a), classifier.features(b))
+    return _lpips(name, backbone_file(name, file), device)
+
+
+def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Sum over layers of the spatial mean of |a/|a| - b/|b||^2, norms over channels: (N,).
+
+    LPIPS (arXiv 1801.03924, equation 1) with all weights one. Features (N, C, H, W) a layer.
+    """
+    distances = [
+        (_unit(one) - _unit(other)).square().sum(dim=1).mean(dim=(1, 2))
+        for one, other in zip(a, b, strict=True)
+    ]
+    return torch.stack(distances).sum(dim=0)
+
+
+def _unit(features: Tensor) -> Tensor:
+    # The epsilon stands inside the root: the gradient at an all-zero feature vector is then finite.
+    return features * (features.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+def backbone_file(name: str, given: str) -> Path:
+    """The local file with a backbone's weights: the one given, or the one in the torch hub cache."""
+    architecture, expected = BACKBONES[name]
+    path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / expected
+    if not path.is_file():
+        raise InputError(
+            f"{path}: missing; LPIPS needs torchvision's {architecture} weights ({expected}): put the file "
+            "there, or name it with --set training.perceptual_file=FILE"
+        )
+    return path
+
+
+def _lpips(name: str, file: Path, device: torch.device) -> Distance:
+    import contextlib
+    import io
+    import pickle
+
+    import lpips
+    import torchvision
+
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        trunk = getattr(torchvision.models, BACKBONES[name][0])(weights=None)
+        trunk.load_state_dict(weights)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{file}: not torchvision's {BACKBONES[name][0]} weights ({reason})") from None
+    with contextlib.redirect_stdout(io.StringIO()):  # lpips announces itself
+        network = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
+    network.net.load_state_dict(_sliced(trunk, network.net))
+    network.eval().requires_grad_(False).to(device)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        result: Tensor = network(_fit(a), _fit(b))
+        return result.flatten()
+
+    return distance
+
+
+def _sliced(trunk: nn.Module, net: nn.Module) -> dict[str, Tensor]:
+    """The trunk's weights under the names of lpips, which cuts `features` into slices."""
+    weights = trunk.state_dict()
+    renamed = {}
+    for name in net.state_dict():
+        layer = name.split(".", 1)[1]
+        renamed[name] = weights[f"features.{layer}"]
+    return renamed
+
+
+def _fit(images: Tensor) -> Tensor:
+    """Three channels, at least the smallest side the backbones take, float32."""
+    images = images.float()
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    if min(images.shape[2:]) < SMALLEST_SIDE:
+        images = F.interpolate(images, size=(SMALLEST_SIDE, SMALLEST_SIDE), mode="bilinear", antialias=True)
+    return images

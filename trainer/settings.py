@@ -1,0 +1,132 @@
+"""Settings of training, as they stand in a configuration's [training] and [koopman]. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hkdpipe.manifests.settings import setting
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """[training]: what is learned from an archive, how long and how fast."""
+
+    method: str = setting(
+        "hkd",
+        "hkd: Hierarchical Koopman Diffusion; kd: the teacher's denoiser, one step",
+        choices=("hkd", "kd"),
+    )
+    budget: int = setting(1_000_000, "trajectories to see, over all processes", minimum=1, kind="growing")
+    batch_size: int = setting(256, "trajectories in a step, over all processes", minimum=1)
+    times: int = setting(
+        1,
+        "times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or s > 1: "
+        "the start and s - 1 times in between, as in the paper (5)",
+        minimum=1,
+    )
+    endpoint_share: float = setting(
+        0.5,
+        "with times = 1: probability that the time drawn is the start (pure noise)",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    time_sampling: str = setting(
+        "uniform",
+        "the times in between: 'uniform' in sigma, at the nearest stored state (paper); 'grid': every stored "
+        "state alike",
+        choices=("uniform", "grid"),
+    )
+    learning_rate: float = setting(1e-3, "Adam's learning rate", above=0.0)
+    schedule: str = setting(
+        "constant",
+        "learning rate over the budget: constant (paper), or cosine decay to zero",
+        choices=("constant", "cosine"),
+    )
+    weight_decay: float = setting(0.0, "decoupled weight decay (AdamW) of the networks", minimum=0.0)
+    gradient_clip: float = setting(0.0, "largest norm of the gradient; 0: unbounded (paper)", minimum=0.0)
+    ema: float = setting(
+        0.9999,
+        "decay per step of the averaged weights, with the usual warm-up min(ema, (1 + k)/(10 + k))",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    seed: int = setting(0, "seed of the reading order and of the times", minimum=0)
+    validation: int = setting(256, "trajectories held out: the first ones of the archive", minimum=0)
+    perceptual: str = setting(
+        "vgg",
+        "perceptual part of the loss: LPIPS with the backbone named, 'digits': features of the shipped "
+        "digits classifier, 'none': MSE alone",
+        choices=("vgg", "alex", "squeeze", "digits", "none"),
+    )
+    perceptual_file: str = setting(
+        "", "local file with torchvision's weights of the LPIPS backbone; '': look in the torch hub cache"
+    )
+    perceptual_weight: float = setting(
+        2.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
+    )
+    mse_decades: float = setting(
+        3.0,
+        "the weight of the MSE (lambda 1 of the paper) falls from 1 by so many powers of ten over the budget",
+        minimum=0.0,
+    )
+    precision: str = setting(
+        "float32",
+        "arithmetic of networks and weights; float64 serves parity checks",
+        choices=("float32", "float64"),
+    )
+    checkpoint_every: int = setting(
+        100_000, "trajectories between checkpoints", minimum=1, kind="operational"
+    )
+    keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1, kind="operational")
+
+
+@dataclass(frozen=True)
+class KoopmanSettings:
+    """[koopman]: the operator of hkd. Its generator starts at zero, so its evolution as the identity."""
+
+    time: str = setting(
+        "karras",
+        "time coordinate of the evolution: 'karras': sigma^(1/rho) rescaled to [0, 1]; 'log': ln sigma "
+        "rescaled to [0, 1]; 'sigma-unit': sigma / sigma_max (paper)",
+        choices=("karras", "log", "sigma-unit"),
+    )
+    encoder_time: str = setting(
+        "sigma",
+        "the encoder is told the noise level ('sigma', paper) or not ('none')",
+        choices=("sigma", "none"),
+    )
+    decoder_time: str = setting(
+        "initial",
+        "the decoder's constant noise conditioning: 'initial': sigma_max; 'final': sigma_min (paper)",
+        choices=("initial", "final"),
+    )
+    hierarchy: str = setting(
+        "full",
+        "tensors that evolve: 'full': all skip tensors and the bottleneck (paper); 'bottleneck': it alone; "
+        "'none': no operator",
+        choices=("full", "bottleneck", "none"),
+    )
+    sharing: str = setting(
+        "location",
+        "eigenvalues per channel pair and 'location' (paper), or per 'channel' pair alone",
+        choices=("location", "channel"),
+    )
+    learning_rate_factor: float = setting(
+        1.0, "learning rate of the operator over that of the networks", above=0.0
+    )
+
+
+@dataclass(frozen=True)
+class TeacherTrainingSettings:
+    """`hkdpipe train-teacher`: an EDM teacher for an image set."""
+
+    model_channels: int = setting(32, "width of the finest level", minimum=8)
+    channel_mult: tuple[int, ...] = setting((1, 2, 2), "width of each level over the finest", minimum=1)
+    num_blocks: int = setting(1, "blocks a level", minimum=1)
+    attn_resolutions: tuple[int, ...] = setting((4,), "resolutions with self-attention", minimum=1)
+    iterations: int = setting(3000, "optimiser steps", minimum=1, kind="growing")
+    batch_size: int = setting(128, "images in a step", minimum=1)
+    learning_rate: float = setting(2e-3, "Adam's learning rate, cosine decay to zero", above=0.0)
+    ema: float = setting(0.998, "decay per step of the averaged weights", minimum=0.0, maximum=1.0)
+    seed: int = setting(0, "seed of the weights, the order and the noise", minimum=0)
+    checkpoint_every: int = setting(500, "steps between checkpoints", minimum=1, kind="operational")
