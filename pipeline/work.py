@@ -52,6 +52,12 @@ def working(device: str, quiet: bool) -> Iterator[Work]:
         yield Work(choose_device(device, world), world, make_reporter(quiet), stop)
 
 
+def check_stages_fit(config: Config) -> None:
+    from hkdpipe.stages.preflight import check_stages_fit
+
+    check_stages_fit(config.teacher.source, config.training, config.evaluation)
+
+
 def generate(config: Config, archive: Path, work: Work, run: RunDir | None = None) -> Summary:
     from hkdpipe.stages.generate import generate
 

@@ -161,7 +161,7 @@ def _read_if_there(path: Path) -> dict[str, Any] | None:
 
 def _measure(context: _Context, weights: str) -> dict[str, Any]:
     settings = context.settings
-    result: dict[str, Any] = {"rows": [], "match": [], "speed": []}
+    result: dict[str, Any] = {"metric": f"fd_{settings.features}", "rows": [], "match": [], "speed": []}
     if "fd" in settings.metrics:
         network = load_features(settings.features, context.student.image_shape, context.device)
         reference = load_images(settings.reference)
@@ -171,8 +171,11 @@ def _measure(context: _Context, weights: str) -> dict[str, Any]:
         advance(1)
         _strip_picture(context)
         advance(2)
-    if "match" in settings.metrics and context.validation:
-        result["match"] = _match(context)
+    if "match" in settings.metrics:
+        if context.validation:
+            result["match"] = _match(context)
+        else:
+            context.reporter.line("match to the teacher: skipped, as no trajectories were held out")
     if "speed" in settings.metrics:
         result["speed"] = _speed(context)
     return result
@@ -398,24 +401,26 @@ def _write_tables(out: Path, metrics: dict[str, Any]) -> None:
 
 
 def _summary(metrics: dict[str, Any], out: Path, export: Path, did_nothing: bool) -> Summary:
-    rows: list[tuple[str, ...]] = []
-    speeds = {(row["name"], row["nfe"]): row for row in metrics["speed"]}
-    for row in metrics["rows"]:
-        distance = next(value for key, value in row.items() if key.startswith("f"))
-        speed = speeds.get((row["name"], row["nfe"]), {})
-        latency = speed.get("ms_per_image_batch_1")
-        rows.append(
-            (
-                row["name"],
-                str(row["nfe"]) if row["nfe"] else "-",
-                f"{distance:.2f}",
-                f"{100 * row['confident']:.1f} %" if "confident" in row else "-",
-                f"{latency:.1f} ms" if latency else "-",
-            )
+    measured: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in [*metrics["rows"], *metrics["speed"]]:
+        measured.setdefault((row["name"], row["nfe"]), {}).update(row)
+
+    def cell(row: dict[str, Any], key: str, form: str, scale: float = 1) -> str:
+        return form.format(scale * row[key]) if key in row else "-"
+
+    rows = [
+        (
+            name,
+            str(nfe) if nfe else "-",
+            cell(row, metrics["metric"], "{:.2f}"),
+            cell(row, "confident", "{:.1f} %", 100),
+            cell(row, "ms_per_image_batch_1", "{:.1f} ms"),
         )
+        for (name, nfe), row in measured.items()
+    ]
     return Summary(
         title="evaluate",
-        header=("", "evaluations", "fd_digits", "p > 0.9", "latency, one image"),
+        header=("", "evaluations", metrics["metric"], "p > 0.9", "latency, one image"),
         rows=tuple(rows),
         files=(out / "samples.png", out / "strip.png", out / "metrics.json", export),
         next_commands=(f"hkdpipe sample --model {export} --count 64 --out samples",),

@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import write_atomic
 
 
@@ -18,18 +19,23 @@ class MetricsLog:
         self.columns: list[str] = []
         if not path.is_file():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         rows = list(csv.reader(line for line in lines if line.endswith("\n")))
         if not rows:
+            path.unlink()
             return
-        self.columns = rows[0]
-        kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= seen]
+        if rows[0][:1] != ["seen"]:
+            raise InputError(f"{path}: not the metrics of a training; move it away, or choose another folder")
+        whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdecimal()]
+        kept = [row for row in whole if int(row[0]) <= seen]
+        # A training that begins anew may have other columns.
+        self.columns = rows[0] if kept else []
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([rows[0], *kept])
         write_atomic(path, text.getvalue().encode())
 
     def append(self, seen: int, values: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with self.path.open("a" if self.columns else "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             if not self.columns:
                 self.columns = ["seen", *values]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.archive import Archive, open_archive
-from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import exclusive_lock, make_folders
+from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.files import exclusive_lock, make_folders, remove_temporaries
 from hkdpipe.manifests.order import rank_slice, training_indices
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
@@ -60,25 +60,18 @@ def train(
         identity = training_identity(trajectories, training, koopman)
         with _locked_by_first(out, world), connected(world, device):
             state = new_student(loaded, trajectories, training, koopman, device)
-            saved = resume(out / "checkpoints", state, reporter.line)
-            if saved is None and (out / "metrics.csv").is_file():
-                raise InputError(
-                    f"{out / 'checkpoints'}: no checkpoint, but metrics.csv shows a training; move {out} away"
-                )
-            if saved and saved["identity"] != identity:
-                raise UsageError(
-                    f"{out}: holds a training with other settings or another archive; choose another folder"
-                )
+            resume(out / "checkpoints", state, identity, reporter.line)
             did_nothing = state.seen >= training.budget
             if not did_nothing:
                 _fit(state, trajectories, distance, training, identity, out, world, device, reporter, stop)
     checkpoint = checkpoints(out / "checkpoints")[-1]
-    epochs = state.seen / (len(trajectories) - training.validation)
+    trained_on = len(trajectories) - training.validation
+    epochs = state.seen / trained_on
     return Summary(
         title="train",
         rows=(
             ("method", training.method),
-            ("trajectories seen", f"{state.seen:,} ({epochs:.1f} passes over {len(trajectories):,})"),
+            ("trajectories seen", f"{state.seen:,} ({epochs:.1f} passes over {trained_on:,})"),
             ("steps", f"{state.step:,} of {training.batch_size}, {world.size} process(es)"),
             ("checkpoint", str(checkpoint)),
         ),
@@ -153,6 +146,7 @@ def _locked_by_first(out: Path, world: World) -> Iterator[None]:
         yield
         return
     with exclusive_lock(out / ".lock", f"training in {out}"):
+        remove_temporaries(out)
         yield
 
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import exclusive_lock
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.files import exclusive_lock, read_json, remove_temporaries
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -55,25 +55,23 @@ def train_teacher(
         num_blocks=settings.num_blocks,
         attn_resolutions=settings.attn_resolutions,
     )
-    identity = {"data": data, **of_kind(settings, "identity")}
+    identity = digest({"data": data, **of_kind(settings, "identity")})
     out.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out / ".lock", f"training in {out}"):
+        remove_temporaries(out)
         torch.manual_seed(settings.seed)
         network = EDMPrecond(arch).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         state = new_state(network, optimizer)
-        saved = resume(out / "checkpoints", state, reporter.line)
-        if saved and saved["identity"] != digest(identity):
-            raise UsageError(f"{out}: holds the training of another teacher; choose another folder")
+        resume(out / "checkpoints", state, identity, reporter.line)
         budget = settings.iterations * settings.batch_size
-        exported = out / "export" / "model.safetensors"
-        did_nothing = state.seen >= budget and exported.is_file()
+        did_nothing = state.seen >= budget and _exported_step(out / "export") == state.step
         if not did_nothing:
-            _fit(state, images, settings, budget, out, digest(identity), device, reporter, stop)
+            _fit(state, images, settings, budget, out, identity, device, reporter, stop)
             about = {
                 "dataset": data,
                 "images": len(images),
-                "training": asdict(settings),
+                "training": {**asdict(settings), "iterations": state.step},
                 "torch": torch.__version__,
             }
             save_teacher(out / "export", state.ema, about, torch.float16)
@@ -89,6 +87,14 @@ def train_teacher(
         data={"teacher": str(out / "export"), "iterations": state.step},
         did_nothing=did_nothing,
     )
+
+
+def _exported_step(export: Path) -> int | None:
+    """The step whose weights are exported: an earlier one if the export of a longer training was cut off."""
+    try:
+        return int(read_json(export / "config.json")["about"]["training"]["iterations"])
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _fit(

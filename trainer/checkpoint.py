@@ -36,7 +36,10 @@ class TrainingState(Generic[Model]):
 
 
 def save_checkpoint(folder: Path, state: TrainingState[Any], about: dict[str, Any], keep: int) -> Path:
-    """Write `folder`/step-NNNNNNNN and delete all but the `keep` newest. Returns its path."""
+    """Write `folder`/step-NNNNNNNN and delete all but the `keep` newest. Returns its path.
+
+    Later steps than the state's are damaged checkpoints that resuming passed over: they go too.
+    """
     path = folder / f"step-{state.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(path) as temporary:
@@ -48,7 +51,9 @@ def save_checkpoint(folder: Path, state: TrainingState[Any], about: dict[str, An
             temporary / "state.json",
             {"version": 1, "step": state.step, "seen": state.seen, "sha256": checksums, **about},
         )
-    for old in checkpoints(folder)[:-keep]:
+    found = checkpoints(folder)
+    here = found.index(path) + 1
+    for old in [*found[: max(0, here - keep)], *found[here:]]:
         shutil.rmtree(old)
     return path
 
@@ -91,10 +96,15 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, 
 
 
 def restore(path: Path, state: TrainingState[Any], saved: dict[str, Any]) -> None:
-    """Load a checkpoint that `read_state` has checked into the state."""
+    """Load a checkpoint that `read_state` has checked into the state. InputError if it does not fit."""
     state.model.load_state_dict(read_weights(path / "weights.safetensors", state.model.state_dict()))
     state.ema.load_state_dict(read_weights(path / "ema.safetensors", state.ema.state_dict()))
-    state.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+    try:
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        state.optimizer.load_state_dict(optimizer)
+    except Exception as error:  # unpickling what is something else raises anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path / 'optimizer.pt'}: not the optimiser's state ({reason})") from None
     state.step, state.seen = saved["step"], saved["seen"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,11 @@ def _read_folder(path: Path) -> NDArray[np.uint8]:
     for file in files:
         try:
             with Image.open(file) as picture:
-                grey = picture.mode in ("1", "L", "I", "I;16")
+                if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+                    raise OSError("more than 8 bits a channel")
+                grey = picture.mode in ("1", "L")
                 pixels = np.asarray(picture.convert("L" if grey else "RGB"))
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: of a damaged PNG
             raise InputError(f"{file}: not a readable picture ({error})") from None
         images.append(pixels[:, :, None] if grey else pixels)
         if images[-1].shape != images[0].shape:
@@ -64,11 +67,14 @@ def _read_folder(path: Path) -> NDArray[np.uint8]:
 
 def _read_npz(path: Path) -> NDArray[np.uint8]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("it is a .npy, one array without a name")
+        with arrays:
             images = arrays["images"]
     except KeyError:
         raise InputError(f"{path}: holds no array named 'images'") from None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a readable .npz ({error})") from None
     if images.ndim == 3:
         images = images[..., None]

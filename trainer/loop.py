@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hkdpipe.manifests.errors import HkdpipeError, Interrupted
+from hkdpipe.manifests.errors import HkdpipeError, Interrupted, UsageError
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.trainer.checkpoint import (
     Model,
@@ -73,11 +73,18 @@ def new_state(model: Model, optimizer: torch.optim.Optimizer) -> TrainingState[M
     return TrainingState(model, ema, optimizer)
 
 
-def resume(folder: Path, state: TrainingState[Any], warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Restore the newest whole checkpoint of the folder; returns its state.json, None at the start."""
+def resume(
+    folder: Path, state: TrainingState[Any], identity: str, warn: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Restore the newest whole checkpoint of the folder; returns its state.json, None at the start.
+
+    Raises UsageError where it is one of a training with another identity.
+    """
     found = newest_checkpoint(folder, warn)
     if found is None:
         return None
+    if found[1].get("identity") != identity:
+        raise UsageError(f"{found[0]}: of a training with other settings; choose another folder")
     restore(found[0], state, found[1])
     return found[1]
 

@@ -33,16 +33,23 @@ def perceptual_distance(
     Raises InputError where the backbone's local weights are missing or do not fit, UsageError where the
     distance is not made for images of so many channels.
     """
+    check_perceptual(name, file, channels)
     if name == "none":
         return None
     if name == "digits":
-        if channels != 1:
-            raise UsageError(
-                f"training.perceptual: 'digits' compares grey images, these have {channels} channels"
-            )
         classifier = load_classifier("digits-classifier-loss").to(device, dtype)
         return lambda a, b: normalised_difference(classifier.features(a), classifier.features(b))
     return _lpips(name, backbone_file(name, file), device)
+
+
+def check_perceptual(name: str, file: str, channels: int) -> None:
+    """Raises as `perceptual_distance` does for what can be seen without building the network."""
+    if name == "digits" and channels != 1:
+        raise UsageError(
+            f"training.perceptual: 'digits' compares grey images, these have {channels} channels"
+        )
+    if name in BACKBONES:
+        backbone_file(name, file)
 
 
 def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -77,7 +84,6 @@ def backbone_file(name: str, given: str) -> Path:
 def _lpips(name: str, file: Path, device: torch.device) -> Distance:
     import contextlib
     import io
-    import pickle
 
     import lpips
     import torchvision
@@ -86,8 +92,8 @@ def _lpips(name: str, file: Path, device: torch.device) -> Distance:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         trunk = getattr(torchvision.models, BACKBONES[name][0])(weights=None)
         trunk.load_state_dict(weights)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # unpickling a file that is something else raises anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{file}: not torchvision's {BACKBONES[name][0]} weights ({reason})") from None
     with contextlib.redirect_stdout(io.StringIO()):  # lpips announces itself
         network = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)

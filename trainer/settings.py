@@ -11,11 +11,7 @@ from hkdpipe.manifests.settings import setting
 class TrainingSettings:
     """[training]: what is learned from an archive, how long and how fast."""
 
-    method: str = setting(
-        "hkd",
-        "hkd: Hierarchical Koopman Diffusion; kd: the teacher's denoiser, one step",
-        choices=("hkd", "kd"),
-    )
+    method: str = setting("hkd", "hkd: Hierarchical Koopman Diffusion", choices=("hkd",))
     budget: int = setting(1_000_000, "trajectories to see, over all processes", minimum=1, kind="growing")
     batch_size: int = setting(256, "trajectories in a step, over all processes", minimum=1)
     times: int = setting(
@@ -62,7 +58,7 @@ class TrainingSettings:
         "", "local file with torchvision's weights of the LPIPS backbone; '': look in the torch hub cache"
     )
     perceptual_weight: float = setting(
-        2.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
+        1.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
     )
     mse_decades: float = setting(
         3.0,

@@ -14,7 +14,7 @@ from torch import Tensor
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import atomic_folder, read_json, sha256_file, write_json
 from hkdpipe.trainer.assets import asset
-from hkdpipe.trainer.networks import Architecture, EDMPrecond
+from hkdpipe.trainer.networks import UNFIT, Architecture, EDMPrecond
 
 FORMAT = "hkdpipe-teacher"
 
@@ -59,10 +59,9 @@ def load_teacher(path: str | Path, device: torch.device | str = "cpu") -> Teache
             f"{folder / 'config.json'}: not a teacher's configuration (format is not '{FORMAT}')"
         )
     try:
-        arch = Architecture.from_json(config["architecture"])
-    except (KeyError, TypeError) as error:
+        network = EDMPrecond(Architecture.from_json(config["architecture"]))
+    except UNFIT as error:
         raise InputError(f"{folder / 'config.json'}: architecture: {error}") from None
-    network = EDMPrecond(arch)
     weights = folder / "model.safetensors"
     network.load_state_dict(read_weights(weights, network.state_dict()))
     network.eval().requires_grad_(False).to(device)

@@ -51,6 +51,7 @@ def command(given: Given, device: str, quiet: bool, as_json: bool) -> None:
         assert run is not None
         with working(device, quiet) as work:
             work.reporter.line(f"run directory: {run.path}")
+            stages.check_stages_fit(config)
             generation = stages.generate(config, run.trajectories, work, run)
             show_step(generation)
             training = stages.train(config, run.trajectories, run.training, work, run)

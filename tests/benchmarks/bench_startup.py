@@ -22,7 +22,8 @@ def main() -> None:
     bare = median_seconds([sys.executable, "-c", "pass"])
     answer = median_seconds([str(Path(sys.executable).parent / "hkdpipe"), "--help"])
     print(
-        f"python -c pass: {bare:.3f} s; hkdpipe --help: {answer:.3f} s (medians of 5), ratio {answer / bare:.1f}"
+        f"python -c pass: {bare:.3f} s"
+        f"; hkdpipe --help: {answer:.3f} s (medians of 5), ratio {answer / bare:.1f}"
     )
 
 

@@ -22,7 +22,7 @@ from hkdpipe.manifests.files import atomic_folder, read_json, write_json
 from hkdpipe.manifests.settings import parse_section
 from hkdpipe.trainer.checkpoint import read_state
 from hkdpipe.trainer.koopman import KoopmanOperator, evolution_time
-from hkdpipe.trainer.networks import Architecture, EDMPrecond, SongUNet, noise_label
+from hkdpipe.trainer.networks import UNFIT, Architecture, EDMPrecond, SongUNet, noise_label
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
 from hkdpipe.trainer.teacher import read_weights
 
@@ -162,7 +162,7 @@ class HKD(nn.Module):
                 raise InputError(f"{path}: not the configuration of an HKD model")
             koopman = parse_section(KoopmanSettings, config["koopman"], "koopman")
             return cls(Architecture.from_json(config["architecture"]), koopman, **config["schedule"])
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        except (*UNFIT, UsageError) as error:
             raise InputError(f"{path}: not the configuration of an HKD model ({error})") from None
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:

@@ -1,0 +1,22 @@
+"""What can be known to fail before hours are spent."""
+
+from __future__ import annotations
+
+import torch
+
+from hkdpipe.stages.settings import EvaluationSettings
+from hkdpipe.trainer.features import load_features
+from hkdpipe.trainer.perceptual import check_perceptual
+from hkdpipe.trainer.settings import TrainingSettings
+from hkdpipe.trainer.teacher import load_teacher
+
+
+def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: EvaluationSettings) -> None:
+    """Check what training and evaluation need of a teacher's images, before trajectories are generated.
+
+    Raises UsageError or InputError as those stages would.
+    """
+    shape = load_teacher(teacher).image_shape
+    check_perceptual(training.perceptual, training.perceptual_file, shape[0])
+    if "fd" in evaluation.metrics:
+        load_features(evaluation.features, shape, torch.device("cpu"))

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hkdpipe.manifests import archive
+from hkdpipe.manifests.plan import Plan
+from hkdpipe.trainer.sampler import sigma_schedule
+
+WriteShards = Callable[[Path, Plan, int], None]
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Twelve trajectories of five 1 x 2 x 2 states in shards of five."""
+    return Plan(
+        form="zarr",
+        count=12,
+        shard_size=5,
+        shape=(1, 2, 2),
+        dtype="float16",
+        sigmas=tuple(sigma_schedule(4).tolist()),
+        seed=7,
+        batch_size=4,
+        sampler={"steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "solver": "heun"},
+        teacher={
+            "sha256": "ab" * 32,
+            "architecture": {},
+            "source": "somewhere",
+            "licence": "",
+            "dataset": "",
+        },
+    )
+
+
+@pytest.fixture
+def write_shards() -> WriteShards:
+    """Write the first shards of a plan's archive, and finish it where they are all.
+
+    State k of trajectory i is 10 i + k throughout.
+    """
+
+    def write(root: Path, plan: Plan, shards: int) -> None:
+        archive.begin(root, plan)
+        for k in range(shards):
+            start, stop = plan.shard_range(k)
+            values = 10 * np.arange(start, stop)[:, None] + np.arange(len(plan.sigmas))
+            states = np.broadcast_to(values[:, :, None, None, None], (stop - start, *plan.states_shape))
+            archive.write_shard(root, plan, k, states.astype(plan.dtype), {})
+        if shards == plan.shards:
+            archive.finish(root, plan)
+
+    return write

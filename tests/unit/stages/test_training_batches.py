@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from hkdpipe.manifests.archive import Archive, open_archive
+from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.order import training_indices
+from hkdpipe.manifests.plan import Plan
+from hkdpipe.stages.train import check_archive, held_out_starts, read_batch, training_identity
+from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
+from hkdpipe.trainer.teacher import Teacher
+
+WriteShards = Callable[[Path, Plan, int], None]
+TRAINING = TrainingSettings(times=1, validation=3, seed=2)
+
+
+@pytest.fixture
+def archive(tmp_path: Path, plan: Plan, write_shards: WriteShards) -> Iterator[Archive]:
+    write_shards(tmp_path / "archive", plan, plan.shards)
+    with open_archive(tmp_path / "archive") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive, times: int) -> None:
+    """State k of trajectory i holds 10 i + k: which was read can be told from the values."""
+    training = dataclasses.replace(TRAINING, times=times)
+    batch = read_batch(archive, training, 5, 25)
+    indices = training_indices(2, 5, 25, 3, 12)
+    drawn = HKD.draw_states(training, np.arange(5, 25), archive.sigmas)
+    assert batch.states.shape == (20, times, 1, 2, 2)
+    assert batch.ends.shape == (20, 1, 2, 2)
+    assert {value.dtype for value in vars(batch).values()} == {torch.float32}
+    assert (batch.states == torch.from_numpy(10 * indices[:, None] + drawn)[:, :, None, None, None]).all()
+    assert (batch.ends == torch.from_numpy(10 * indices + 4)[:, None, None, None]).all()
+    np.testing.assert_allclose(batch.sigmas, archive.sigmas[drawn], rtol=1e-6)
+    assert batch.ends.min() >= 30, "a held-out trajectory was read"
+
+
+def test_batches_depend_on_the_positions_alone(archive: Archive) -> None:
+    whole = read_batch(archive, TRAINING, 0, 30)
+    parts = [read_batch(archive, TRAINING, *part) for part in ((0, 4), (4, 17), (17, 30))]
+    for name, value in vars(whole).items():
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value)
+
+
+def test_held_out_trajectories_are_the_first_ones(archive: Archive) -> None:
+    batch = held_out_starts(archive, TRAINING, torch.device("cpu"))
+    assert batch is not None
+    assert batch.states[:, 0, 0, 0, 0].tolist() == [0, 10, 20]
+    assert batch.ends[:, 0, 0, 0].tolist() == [4, 14, 24]
+    assert batch.sigmas[:, 0].tolist() == pytest.approx([80] * 3)
+    none = dataclasses.replace(TRAINING, validation=0)
+    assert held_out_starts(archive, none, torch.device("cpu")) is None
+
+
+def test_archive_of_another_teacher_or_too_small(archive: Archive) -> None:
+    teacher = Teacher(cast(Any, None), "ab" * 32, "source")
+    check_archive(archive, teacher, TRAINING, Path("archive"))
+    other = dataclasses.replace(teacher, sha256="cd" * 32)
+    with pytest.raises(UsageError, match=r"made with another teacher \(SHA-256 abababababab\.\.\.\)"):
+        check_archive(archive, other, TRAINING, Path("archive"))
+    with pytest.raises(UsageError, match="validation: got 12; accepted: below the archive's 12"):
+        check_archive(archive, teacher, dataclasses.replace(TRAINING, validation=12), Path("archive"))
+
+
+def test_identity_of_a_training(
+    tmp_path: Path, plan: Plan, archive: Archive, write_shards: WriteShards
+) -> None:
+    """What it learns and from what: not the form of the archive, nor what may change on the way."""
+
+    def identity(opened: Archive = archive, koopman: Any = None, **changes: Any) -> str:
+        return training_identity(
+            opened, dataclasses.replace(TRAINING, **changes), koopman or KoopmanSettings()
+        )
+
+    write_shards(tmp_path / "tar", dataclasses.replace(plan, form="webdataset"), plan.shards)
+    write_shards(tmp_path / "seed", dataclasses.replace(plan, seed=8), plan.shards)
+    with open_archive(tmp_path / "tar") as tar, open_archive(tmp_path / "seed") as seed:
+        assert identity(tar) == identity()
+        assert identity(seed) != identity()
+    assert identity(budget=10**9, checkpoint_every=7, keep_checkpoints=9) == identity()
+    assert identity(learning_rate=0.5) != identity()
+    assert identity(koopman=KoopmanSettings(time="log")) != identity()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.files import sha256_file
+from hkdpipe.trainer import classifier
+from hkdpipe.trainer.assets import asset
+from hkdpipe.trainer.classifier import HELD_OUT, load_classifier
+from hkdpipe.trainer.features import load_features
+from hkdpipe.trainer.images import load_digits
+
+NAMES = ["digits-classifier-loss", "digits-classifier-metric"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accuracy_on_held_out_digits_is_what_the_asset_says(name: str) -> None:
+    images, classes = load_digits()
+    scores = load_classifier(name)(torch.from_numpy(images[-HELD_OUT:]))
+    accuracy = (scores.argmax(dim=1).numpy() == classes[-HELD_OUT:]).mean()
+    config = json.loads((asset(name) / "config.json").read_text())
+    assert HELD_OUT == 297
+    assert accuracy >= 0.93
+    # The accuracy was taken before the weights were rounded to half precision: one digit may differ.
+    assert abs(config["held_out_accuracy"] - accuracy) < 1.5 / HELD_OUT
+
+
+def test_the_two_classifiers_were_trained_apart() -> None:
+    seeds = [json.loads((asset(name) / "config.json").read_text())["seed"] for name in NAMES]
+    loss, metric = (load_classifier(name) for name in NAMES)
+    assert seeds[0] != seeds[1]
+    assert not torch.allclose(loss.hidden.weight, metric.hidden.weight, atol=0.05)
+
+
+def test_features_of_the_metric() -> None:
+    network = load_features("digits", (1, 8, 8), torch.device("cpu"))
+    images = torch.from_numpy(load_digits()[0][:5])
+    features, probabilities = network.features(images), network.probabilities(images)
+    metric = load_classifier("digits-classifier-metric")
+    assert torch.equal(features, metric.embed(images))
+    scores = np.exp(metric(images).double().numpy())
+    np.testing.assert_allclose(probabilities, scores / scores.sum(axis=1, keepdims=True), rtol=1e-5)
+    # The scores are a linear function of the features.
+    torch.testing.assert_close(features @ metric.logits.weight.T + metric.logits.bias, metric(images))
+    assert network.metric == "fd_digits"
+    assert network.sha256 == sha256_file(asset("digits-classifier-metric") / "model.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16)])
+def test_features_of_other_images_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(UsageError, match=r"'digits' takes images of 1x8x8, these are \(\d, \d+, \d+\)"):
+        load_features("digits", shape, torch.device("cpu"))
+
+
+def test_training_a_classifier_learns_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "STEPS", 40)
+    accuracies = [classifier.train_classifier(tmp_path / name, seed=3) for name in ("one", "two")]
+    assert accuracies[0] == accuracies[1] > 0.6
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    assert config == {"seed": 3, "steps": 40, "held_out_accuracy": accuracies[0]}

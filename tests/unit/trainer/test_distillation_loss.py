@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hkdpipe.trainer.loss import Batch, distillation_loss, mse_weight, time_weights
+from hkdpipe.trainer.perceptual import Distance
+from hkdpipe.trainer.settings import TrainingSettings
+
+
+class Scaling(nn.Module):
+    """A model that depends on the state and on its noise level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.8))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        assert sigma.shape == (len(x),)
+        return self.gain * x / (1 + sigma[:, None, None, None])
+
+
+def worst_pixel(a: Tensor, b: Tensor) -> Tensor:
+    """A stand-in for a perceptual distance: not a mean, so that mixing up images shows."""
+    return (a - b).abs().amax(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"), [(0.0, 1.0), (1 / 3, 0.1), (0.5, 10**-1.5), (2 / 3, 0.01), (1.0, 0.001)]
+)
+def test_mse_weight_falls_by_decades(progress: float, expected: float) -> None:
+    assert mse_weight(progress, 3.0) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mse_weight_without_decades_is_one() -> None:
+    assert [mse_weight(progress, 0.0) for progress in (0.0, 0.4, 1.0)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("times", "expected"), [(1, [1]), (2, [1, 1]), (5, [1, 0.25, 0.25, 0.25, 0.25])])
+def test_time_weights(times: int, expected: list[float]) -> None:
+    assert time_weights(times).tolist() == expected
+
+
+@pytest.mark.parametrize("distance", [None, worst_pixel])
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_distillation_loss_is_the_sum_written_out(times: int, distance: Distance | None) -> None:
+    """The mean over trajectories of d(start) + the mean of d(t) over the times in between."""
+    training = TrainingSettings(times=times, perceptual_weight=2.5, mse_decades=3.0)
+    model, progress = Scaling().double(), 0.3
+    states = torch.randn(4, times, 1, 3, 2, dtype=torch.float64)
+    batch = Batch(states, torch.rand(4, times).double(), torch.randn(4, 1, 3, 2).double())
+    totals = {"loss": 0.0, "mse": 0.0, "perceptual": 0.0}
+    for trajectory in range(4):
+        end = batch.ends[trajectory]
+        for time in range(times):
+            image = 0.8 * states[trajectory, time] / (1 + batch.sigmas[trajectory, time])
+            share = 1 if time == 0 else 1 / (times - 1)
+            squares = [value**2 for value in (image - end).flatten().tolist()]
+            mse = sum(squares) / len(squares)
+            perceptual = max(squares) ** 0.5 if distance else 0.0
+            totals["mse"] += share * mse / 4
+            totals["perceptual"] += share * perceptual / 4
+            totals["loss"] += share * (10 ** (-3 * progress) * mse + 2.5 * perceptual) / 4
+    if distance is None:
+        del totals["perceptual"]
+    terms = distillation_loss(model, batch, distance, training, progress)
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(totals, rel=1e-6)
+    terms["loss"].backward()
+    assert model.gain.grad is not None
+    assert model.gain.grad.abs() > 0
+
+
+def test_batch_moves_as_a_whole() -> None:
+    batch = Batch(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1), torch.zeros(1, 1, 2, 2))
+    moved = batch.to(torch.device("meta"))
+    assert {value.device.type for value in vars(moved).values()} == {"meta"}

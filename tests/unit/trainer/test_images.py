@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.trainer.images import load_digits, load_images
+
+Pixels = NDArray[Any]
+
+
+def pixels(*shape: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def picture(path: Path, values: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def refusal(source: Path | str) -> str:
+    with pytest.raises(InputError) as raised:
+        load_images(str(source))
+    return str(raised.value)
+
+
+def test_digits_are_all_there_in_their_range() -> None:
+    images, classes = load_digits()
+    assert (images.shape, str(images.dtype), classes.shape) == ((1797, 1, 8, 8), "float32", (1797,))
+    assert (images.min(), images.max()) == (-1, 1)
+    assert set(np.unique(images * 8 + 8).tolist()) == set(range(17))
+    assert np.bincount(classes).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert np.array_equal(load_images("digits"), images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folder_of_pictures_in_the_order_of_their_names(tmp_path: Path, channels: int) -> None:
+    data = pixels(3, 4, 5, channels)
+    for name, values in zip(("a.png", "b/a.BMP", "c.png"), data, strict=True):
+        picture(tmp_path / name, values.squeeze())
+    (tmp_path / "notes.txt").write_text("not a picture")
+    images = load_images(str(tmp_path))
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, data.transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6)
+
+
+def test_ends_of_the_byte_range_are_the_ends_of_the_interval(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.array([[0, 255]], dtype=np.uint8))
+    assert load_images(str(tmp_path)).ravel().tolist() == [-1, 1]
+
+
+def test_pictures_of_different_sizes(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", pixels(8, 8))
+    picture(tmp_path / "b.png", pixels(8, 9))
+    assert refusal(tmp_path) == f"{tmp_path / 'b.png'}: shape (8, 9, 1), but a.png has (8, 8, 1)"
+
+
+def test_grey_among_coloured_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", pixels(8, 8, 3))
+    picture(tmp_path / "b.png", pixels(8, 8))
+    assert "b.png: shape (8, 8, 1), but a.png has (8, 8, 3)" in refusal(tmp_path)
+
+
+def test_folder_without_pictures(tmp_path: Path) -> None:
+    assert refusal(tmp_path).startswith(f"{tmp_path}: holds no pictures (.png, ")
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def bad_chunk(content: bytes) -> bytes:
+    """The length of a PNG's data chunk spoilt: Pillow answers with a SyntaxError."""
+    place = content.index(b"IDAT") - 4
+    return content[:place] + b"\x00\x00\x00\x05" + content[place + 4 :]
+
+
+@pytest.mark.parametrize("damage", [cut, bad_chunk, lambda content: b"", lambda content: b"words"])
+def test_broken_picture_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name, pixels(32, 32))
+    path = tmp_path / "b.png"
+    path.write_bytes(damage(path.read_bytes()))
+    assert refusal(tmp_path).startswith(f"{path}: not a readable picture (")
+
+
+def test_sixteen_bits_a_channel_are_refused_not_cut_off(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    assert "a.png: not a readable picture (more than 8 bits a channel)" in refusal(tmp_path)
+
+
+def archive(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (5, 4, 6, 1), (5, 4, 6, 3)])
+def test_npz_of_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    data = pixels(*shape)
+    (tmp_path / "set.npz").write_bytes(archive(images=data, labels=np.arange(5)))
+    images = load_images(str(tmp_path / "set.npz"))
+    assert (str(images.dtype), images.flags.c_contiguous) == ("float32", True)
+    expected = data.reshape(5, 4, 6, -1).transpose(0, 3, 1, 2) / 127.5 - 1
+    np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+def single_array() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, pixels(5, 4, 4))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (archive(pictures=pixels(5, 4, 4)), "holds no array named 'images'"),
+        (archive(images=np.zeros((5, 4, 4))), "images: float64 (5, 4, 4, 1); accepted: uint8 (N, H, W[, C])"),
+        (archive(images=pixels(4, 4)), "images: uint8 (4, 4); accepted: uint8 (N, H, W[, C])"),
+        (archive(images=pixels(0, 4, 4)), "images: uint8 (0, 4, 4, 1); accepted: uint8 (N, H, W[, C])"),
+        (archive(images=np.array([None])), "not a readable .npz (Object arrays cannot be loaded"),
+        (archive(images=pixels(50, 4, 4))[:400], "not a readable .npz (File is not a zip file)"),
+        (b"", "not a readable .npz (No data left in file)"),
+        (b"words", "not a readable .npz ("),
+        (single_array(), "not a readable .npz (it is a .npy, one array without a name)"),
+    ],
+    ids=["key", "dtype", "rank", "none", "objects", "truncated", "empty", "text", "npy"],
+)
+def test_wrong_npz(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "set.npz"
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7])
+def test_flipped_byte_in_npz(tmp_path: Path, place: float) -> None:
+    content = bytearray(archive(images=pixels(50, 8, 8)))
+    content[int(place * len(content))] ^= 255
+    path = tmp_path / "set.npz"
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"{path}: not a readable .npz (")
+
+
+def test_unknown_image_set(tmp_path: Path) -> None:
+    for source in (tmp_path / "nothing", tmp_path / "nothing.npz", "letters"):
+        assert refusal(source).startswith(f"{source}: no such image set; accepted: 'digits', ")

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hkdpipe.trainer.koopman import KoopmanOperator, evolution_time
+
+Relative = Callable[[Tensor, Tensor], float]
+
+
+def operator(dtype: torch.dtype = torch.float64, sharing: str = "location") -> KoopmanOperator:
+    """At work on tensors of 6 x 3 x 2."""
+    made = KoopmanOperator(6, 3, 2, sharing).to(dtype)
+    with torch.no_grad():
+        made.alpha.uniform_(-1, 1)
+        made.beta.uniform_(-4, 4)
+    return made
+
+
+def generator(of: KoopmanOperator) -> Tensor:
+    """A as dense matrices (3, 2, 6, 6), one a location, written out from its definition."""
+    pairs = of.alpha.shape[0]
+    dense = torch.zeros(3, 2, 2 * pairs, 2 * pairs, dtype=of.alpha.dtype)
+    for pair in range(pairs):
+        alpha, beta = (values.detach().expand(pairs, 3, 2)[pair] for values in (of.alpha, of.beta))
+        real, imaginary = pair, pair + pairs
+        dense[..., real, real], dense[..., real, imaginary] = alpha, beta
+        dense[..., imaginary, real], dense[..., imaginary, imaginary] = -beta, alpha
+    return dense
+
+
+@pytest.mark.parametrize("sharing", ["location", "channel"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+def test_evolution_is_the_matrix_exponential_of_the_block_matrix(
+    dtype: torch.dtype, tolerance: float, sharing: str, relative: Relative
+) -> None:
+    evolve = operator(dtype, sharing)
+    z, dt = torch.randn(4, 6, 3, 2, dtype=dtype), torch.tensor([-1.0, -0.3, 0.0, 0.8], dtype=dtype)
+    propagators = torch.linalg.matrix_exp(generator(evolve).double() * dt.double()[:, None, None, None, None])
+    expected = torch.einsum("nhwij,njhw->nihw", propagators, z.double())
+    assert relative(evolve(z, dt).detach(), expected) < tolerance
+
+
+def test_parameters_per_location_and_per_channel() -> None:
+    for sharing, shape in (("location", (3, 3, 2)), ("channel", (3, 1, 1))):
+        made = KoopmanOperator(6, 3, 2, sharing)
+        assert {name: tuple(p.shape) for name, p in made.named_parameters()} == {
+            "alpha": shape,
+            "beta": shape,
+        }
+
+
+def test_zero_generator_is_the_identity_bit_for_bit() -> None:
+    z = torch.randn(5, 6, 3, 2)
+    assert torch.equal(KoopmanOperator(6, 3, 2)(z, torch.linspace(-1, 1, 5)), z)
+
+
+def test_zero_time_is_the_identity_bit_for_bit() -> None:
+    z = torch.randn(5, 6, 3, 2)
+    assert torch.equal(operator(torch.float32)(z, torch.zeros(1)), z)
+
+
+def test_semigroup_law_of_the_operator(relative: Relative) -> None:
+    evolve = operator()
+    z, one, two = torch.randn(4, 6, 3, 2).double(), torch.rand(4).double(), -torch.rand(4).double()
+    assert relative(evolve(evolve(z, one), two), evolve(z, one + two)) < 1e-14
+    assert relative(evolve(evolve(z, one), -one), z) < 1e-14
+
+
+def test_gradients_of_the_evolution_match_finite_differences() -> None:
+    made = operator()
+    z = torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=True)
+    dt = torch.tensor([-0.7, 0.4], dtype=torch.float64)
+
+    def evolve(alpha: Tensor, beta: Tensor, z: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(made, {"alpha": alpha, "beta": beta}, (z, dt))
+        return result
+
+    assert torch.autograd.gradcheck(evolve, (made.alpha, made.beta, z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_evolution_stays_float32_under_autocast(dtype: torch.dtype) -> None:
+    evolve = operator(torch.float32)
+    z, dt = torch.randn(2, 6, 3, 2).to(dtype), torch.tensor([-1.0, 0.3])
+    with torch.autocast("cpu", torch.bfloat16):
+        evolved = evolve(z, dt)
+    assert evolved.dtype == dtype
+    assert torch.equal(evolved, evolve(z.float(), dt).to(dtype))
+
+
+def test_odd_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 cannot be paired"):
+        KoopmanOperator(5, 2, 2)
+
+
+def tau(sigma: float, time: str) -> float:
+    return evolution_time(torch.tensor([sigma], dtype=torch.float64), time, 0.002, 80.0, 7.0).item()
+
+
+@pytest.mark.parametrize(
+    ("time", "sigma", "expected"),
+    [
+        ("karras", 0.002, 0.0),
+        ("karras", 80.0, 1.0),
+        ("karras", ((0.002 ** (1 / 7) + 80 ** (1 / 7)) / 2) ** 7, 0.5),
+        ("karras", ((0.002 ** (1 / 7) * 3 + 80 ** (1 / 7)) / 4) ** 7, 0.25),
+        ("log", 0.002, 0.0),
+        ("log", 80.0, 1.0),
+        ("log", math.sqrt(0.002 * 80), 0.5),
+        ("log", 0.002 * (80 / 0.002) ** 0.25, 0.25),
+        ("sigma-unit", 80.0, 1.0),
+        ("sigma-unit", 20.0, 0.25),
+        ("sigma-unit", 0.002, 0.000025),
+    ],
+)
+def test_evolution_time_values(time: str, sigma: float, expected: float) -> None:
+    assert tau(sigma, time) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("time", ["karras", "log", "sigma-unit"])
+def test_evolution_time_of_the_end_is_that_of_sigma_min(time: str) -> None:
+    assert tau(0.0, time) == tau(0.002, time)

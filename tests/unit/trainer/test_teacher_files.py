@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.files import sha256_file
+from hkdpipe.trainer.networks import EDMPrecond
+from hkdpipe.trainer.teacher import load_teacher, save_teacher
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: EDMPrecond) -> Path:
+    path = tmp_path / "teacher"
+    save_teacher(path, network, {"dataset": "none"}, torch.float32)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as raised:
+        load_teacher(path)
+    return str(raised.value)
+
+
+def test_teacher_is_read_back_bit_for_bit(folder: Path, network: EDMPrecond) -> None:
+    teacher = load_teacher(folder)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(teacher(x, 0.7), network(x, 0.7))
+    assert (teacher.arch, teacher.image_shape, teacher.source) == (network.arch, (1, 8, 8), str(folder))
+    assert (teacher.sha256, teacher.about) == (
+        sha256_file(folder / "model.safetensors"),
+        {"dataset": "none"},
+    )
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    assert not teacher.network.training
+
+
+def test_half_precision_weights_are_computed_in_float32(tmp_path: Path, network: EDMPrecond) -> None:
+    save_teacher(tmp_path / "half", network, {}, torch.float16)
+    loaded = load_teacher(tmp_path / "half").network
+    for value, original in zip(loaded.parameters(), network.parameters(), strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, original.half().float())
+
+
+def test_saving_over_a_teacher_replaces_it(folder: Path, network: EDMPrecond) -> None:
+    save_teacher(folder, network, {"dataset": "other"}, torch.float16)
+    assert load_teacher(folder).about == {"dataset": "other"}
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    path = tmp_path / "nothing"
+    assert refusal(path).startswith(f"{path}: no such teacher; accepted: 'digits', a folder with config.json")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert refusal(folder) == f"{folder / name}: missing"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_truncated_weights(folder: Path, kept: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert refusal(folder).startswith(f"{path}: not a readable safetensors file (")
+
+
+def rename(tensors: dict[str, Tensor]) -> None:
+    tensors["model.enc.extra"] = tensors.pop("model.map_layer0.bias")
+
+
+def reshape(tensors: dict[str, Tensor]) -> None:
+    tensors["model.map_layer0.bias"] = torch.zeros(7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename, "does not fit the network: tensor model.enc.extra is missing or unknown"),
+        (reshape, "model.map_layer0.bias has shape (7,), the network needs (64,)"),
+    ],
+)
+def test_weights_of_another_network(
+    folder: Path, change: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    assert refusal(folder) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_blocks": 2}, r"model\.safetensors: does not fit the network"),
+        ({"model_channels": 32}, r"model\.safetensors: \S+ has shape \(.*\), the network needs \(.*\)"),
+        ({"unknown": 1}, "config.json: architecture: .*unexpected keyword argument 'unknown'"),
+        ({"model_channels": "16"}, "config.json: architecture: "),
+        ({"model_channels": 3}, "config.json: architecture: "),
+        ({"model_channels": -16}, "config.json: architecture: "),
+        ({"channel_mult": 2}, "config.json: architecture: "),
+    ],
+)
+def test_wrong_architecture(folder: Path, changes: dict[str, Any], message: str) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["architecture"].update(changes)
+    path.write_text(json.dumps(config))
+    assert re.match(f"{folder}/{message}", refusal(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], "not a teacher's configuration"),
+        ({}, "not a teacher's configuration"),
+        ({"format": "other"}, "not a teacher's configuration"),
+        ({"format": "hkdpipe-teacher"}, "architecture: "),
+        ({"format": "hkdpipe-teacher", "architecture": None}, "architecture: "),
+        ({"format": "hkdpipe-teacher", "architecture": [1]}, "architecture: "),
+    ],
+)
+def test_wrong_configuration(folder: Path, config: Any, message: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(config))
+    assert refusal(folder).startswith(f"{path}: {message}")

@@ -1,0 +1,492 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hkdpipe.manifests.errors import HkdpipeError, InputError, Interrupted, UsageError
+from hkdpipe.manifests.files import sha256_file
+from hkdpipe.trainer.checkpoint import TrainingState, checkpoints, read_state, save_checkpoint
+from hkdpipe.trainer.distributed import World, choose_device, world_from_environment
+from hkdpipe.trainer.loop import (
+    Callbacks,
+    LoopSettings,
+    Loss,
+    average_decay,
+    fit,
+    learning_rate_factor,
+    new_state,
+    prefetched,
+    resume,
+    step,
+)
+from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.settings import TrainingSettings
+
+State = TrainingState[nn.Module]
+SETTINGS = LoopSettings(
+    budget=36,
+    batch_size=4,
+    schedule="cosine",
+    ema=0.8,
+    gradient_clip=0.5,
+    checkpoint_every=12,
+    keep_checkpoints=2,
+)
+CPU = torch.device("cpu")
+
+
+def start(seed: int = 0) -> State:
+    """A network with parameters and buffers, before its first step."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.SiLU(), nn.Linear(5, 2))
+    groups = [
+        {"params": [*model[0].parameters(), *model[1].parameters()], "lr": 0.05, "weight_decay": 0.1},
+        {"params": list(model[3].parameters()), "lr": 0.2, "weight_decay": 0.0},
+    ]
+    return new_state(model, torch.optim.AdamW(groups, fused=True))
+
+
+def read_batch(first: int, stop: int) -> Tensor:
+    """Samples that are a function of their position."""
+    return torch.stack([torch.sin(torch.tensor([1.0, 2.0, 3.0]) * (n + 1)) for n in range(first, stop)])
+
+
+def loss(model: nn.Module, batch: Tensor, progress: float) -> dict[str, Tensor]:
+    value = ((model(batch) - batch[:, :2] ** 2) ** 2).mean()
+    return {"loss": value * (1 + progress), "mse": value}
+
+
+def pull(slope: Tensor) -> Loss:
+    """A loss of this slope in the weights of a model with one parameter."""
+    return lambda model, batch, progress: {"loss": (next(model.parameters()) * slope).sum()}
+
+
+@dataclasses.dataclass
+class Notes:
+    """Callbacks that note what they are told, and ask to stop before step `after` of a run."""
+
+    after: float = math.inf
+    logged: list[tuple[int, dict[str, float]]] = dataclasses.field(default_factory=list)
+    saved: list[Path] = dataclasses.field(default_factory=list)
+    warned: list[str] = dataclasses.field(default_factory=list)
+    asked: int = 0
+
+    def stop(self) -> bool:
+        self.asked += 1
+        return self.asked > self.after
+
+    def callbacks(self) -> Callbacks:
+        return Callbacks(
+            self.stop,
+            lambda seen, values: self.logged.append((seen, values)),
+            lambda state, path: self.saved.append(path),
+            self.warned.append,
+        )
+
+
+def run(
+    folder: Path,
+    state: State,
+    notes: Notes | None = None,
+    read: Callable[[int, int], Tensor] = read_batch,
+    **changes: Any,
+) -> Notes:
+    notes = notes or Notes()
+    settings = dataclasses.replace(SETTINGS, **changes)
+    fit(state, read, loss, settings, folder, {"identity": "same", "note": 1}, notes.callbacks(), World(), CPU)
+    return notes
+
+
+def snapshot(state: State) -> dict[str, Any]:
+    """All that a training consists of, in plain values."""
+    slots = state.optimizer.state_dict()
+    return {
+        "step": state.step,
+        "seen": state.seen,
+        "model": {name: value.tolist() for name, value in state.model.state_dict().items()},
+        "ema": {name: value.tolist() for name, value in state.ema.state_dict().items()},
+        "slots": {i: {k: v.tolist() for k, v in slot.items()} for i, slot in slots["state"].items()},
+        "groups": slots["param_groups"],
+    }
+
+
+@pytest.fixture
+def uninterrupted(tmp_path: Path) -> dict[str, Any]:
+    state = start()
+    run(tmp_path / "uninterrupted", state)
+    return snapshot(state)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 100])
+def test_resuming_after_every_stop_changes_no_bit(
+    tmp_path: Path, uninterrupted: dict[str, Any], steps: int
+) -> None:
+    """Stopped again and again after so many steps, each time continued by a new process's state."""
+    state, interruptions = start(), -(-9 // steps) - 1
+    for number in range(interruptions):
+        with pytest.raises(Interrupted, match=f"after {4 * steps * (number + 1)} of 36 samples"):
+            run(tmp_path, state, Notes(after=steps))
+        state = start(seed=number + 1)  # other weights, and another state of the global generator
+        resumed = resume(tmp_path, state, "same", lambda text: None)
+        assert resumed is not None
+        assert (state.step, state.seen) == (resumed["step"], resumed["seen"])
+    run(tmp_path, state, Notes(after=steps))
+    assert snapshot(state) == uninterrupted
+    assert state.step == 9
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 5])
+def test_stopping_saves_a_checkpoint(tmp_path: Path, stop_after: int) -> None:
+    notes = Notes(after=stop_after)
+    with pytest.raises(Interrupted):
+        run(tmp_path, start(), notes)
+    newest = checkpoints(tmp_path)[-1]
+    assert newest.name == f"step-{stop_after:08d}"
+    assert read_state(newest) | {"sha256": {}} == {
+        "version": 1,
+        "step": stop_after,
+        "seen": 4 * stop_after,
+        "sha256": {},
+        "identity": "same",
+        "note": 1,
+    }
+    assert notes.saved[-1] == newest
+
+
+def test_checkpoints_are_made_when_due_and_the_newest_kept(tmp_path: Path) -> None:
+    notes = run(tmp_path, start())
+    assert [path.name for path in notes.saved] == [f"step-{n:08d}" for n in (3, 6, 9)]
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{n:08d}" for n in (6, 9)]
+    assert [seen for seen, _ in notes.logged] == [12, 24, 36]
+    assert set(notes.logged[0][1]) == {"loss", "mse", "learning_rate"}
+
+
+def test_reports_every_twenty_steps_and_at_the_end(tmp_path: Path) -> None:
+    notes = run(tmp_path, start(), budget=4 * 45, checkpoint_every=1000)
+    assert [seen for seen, _ in notes.logged] == [80, 160, 180]
+    assert [path.name for path in notes.saved] == ["step-00000045"]
+
+
+def test_a_finished_training_does_nothing(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    state = start(1)
+    resume(tmp_path / "uninterrupted", state, "same", lambda text: None)
+    notes = run(tmp_path / "uninterrupted", state)
+    assert (notes.saved, notes.logged) == ([], [])
+    assert snapshot(state) == uninterrupted
+
+
+def test_average_follows_its_recursion(tmp_path: Path) -> None:
+    """ema_k = d_k ema_{k-1} + (1 - d_k) w_k, d_k = min(0.8, (1 + k) / (10 + k)), in numpy; buffers copied."""
+    state = start()
+    assert not any(parameter.requires_grad for parameter in state.ema.parameters())
+    weights = [parameter.detach().numpy().astype(np.float64) for parameter in state.model.parameters()]
+    for k in range(60):
+        step(state, state.model, read_batch(4 * k, 4 * k + 4), loss, SETTINGS, 0.0)
+        decay = min(0.8, (1 + k) / (10 + k))
+        new = [parameter.detach().numpy().astype(np.float64) for parameter in state.model.parameters()]
+        weights = [decay * old + (1 - decay) * value for old, value in zip(weights, new, strict=True)]
+    for average, expected in zip(state.ema.parameters(), weights, strict=True):
+        np.testing.assert_allclose(average.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert all(map(torch.equal, state.ema.buffers(), state.model.buffers()))
+
+
+def test_average_of_a_constant_decay_in_closed_form() -> None:
+    """Weights moved by 1 a step: ema = k - d (1 - d^k) / (1 - d) above the first, d = 0.1 from the start."""
+    model = nn.Linear(1, 1, bias=False)
+    state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    first = model.weight.item()
+    settings = dataclasses.replace(SETTINGS, ema=0.1, schedule="constant", gradient_clip=0.0)
+    for _ in range(7):
+        step(state, model, None, pull(torch.tensor([[-1.0]])), settings, 0.0)
+    moved = 7 - 0.1 * (1 - 0.1**7) / 0.9
+    assert model.weight.item() == pytest.approx(first + 7)
+    assert next(state.ema.parameters()).item() == pytest.approx(first + moved, rel=1e-6)
+
+
+def test_warm_up_of_the_average() -> None:
+    assert [average_decay(0.999, k) for k in (0, 8, 90)] == [0.1, 0.5, 0.91]
+    assert average_decay(0.999, 10**6) == 0.999
+    assert average_decay(0.3, 8) == 0.3
+
+
+def test_learning_rate_over_the_budget() -> None:
+    progress = [0.0, 1 / 3, 0.5, 2 / 3, 1.0]
+    cosine = [learning_rate_factor("cosine", value) for value in progress]
+    assert cosine == pytest.approx([1, 0.75, 0.5, 0.25, 0], abs=1e-12)
+    assert [learning_rate_factor("constant", value) for value in progress] == [1] * 5
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_learning_rates_of_every_group_follow_the_schedule(tmp_path: Path, schedule: str) -> None:
+    state = start()
+    rates: list[list[float]] = []
+
+    def noting(model: nn.Module, batch: Tensor, progress: float) -> Mapping[str, Tensor]:
+        rates.append([group["lr"] for group in state.optimizer.param_groups])
+        return loss(model, batch, progress)
+
+    settings = dataclasses.replace(SETTINGS, schedule=schedule)
+    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World(), CPU)
+    factors = [1.0] * 9 if schedule == "constant" else [math.cos(math.pi * k / 18) ** 2 for k in range(9)]
+    np.testing.assert_allclose(rates, [[0.05 * factor, 0.2 * factor] for factor in factors], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("clip", "norm"), [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])
+def test_gradient_is_clipped_to_its_largest_norm(clip: float, norm: float) -> None:
+    model = nn.Linear(2, 1, bias=False)
+    state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    before = model.weight.detach().clone()
+    settings = dataclasses.replace(SETTINGS, gradient_clip=clip, schedule="constant")
+    slope = torch.tensor([[3.0, 4.0]])
+    step(state, model, None, pull(slope), settings, 0.0)
+    torch.testing.assert_close(before - model.weight, slope * norm / 5, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_processes_divide_every_global_batch(size: int) -> None:
+    def parts(rank: int) -> list[tuple[int, int]]:
+        return list(prefetched(lambda first, stop: (first, stop), 8, SETTINGS, World(rank, size)))
+
+    of_ranks = [parts(rank) for rank in range(size)]
+    for batch, pieces in enumerate(zip(*of_ranks, strict=True)):
+        positions = [n for first, stop in pieces for n in range(first, stop)]
+        assert positions == list(range(8 + 4 * batch, 12 + 4 * batch))
+    assert [len(pieces) for pieces in of_ranks] == [7] * size
+
+
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
+    with pytest.raises(UsageError, match="a multiple of the 3 processes"):
+        list(prefetched(read_batch, 0, SETTINGS, World(0, 3)))
+
+
+def test_an_error_while_reading_ends_the_training(tmp_path: Path) -> None:
+    def failing(first: int, stop: int) -> Tensor:
+        if first >= 8:
+            raise InputError("a shard is damaged")
+        return read_batch(first, stop)
+
+    state = start()
+    with pytest.raises(InputError, match="a shard is damaged"):
+        run(tmp_path, state, read=failing)
+    assert state.step <= 2
+
+
+@pytest.mark.parametrize("stop_after", [math.inf, 5])
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_checkpoint(
+    tmp_path: Path, stop_after: float
+) -> None:
+    """Also when it is asked to stop at that moment: the spoilt weights are never saved."""
+
+    def spoilt(first: int, stop: int) -> Tensor:
+        return read_batch(first, stop) * (math.nan if first >= 16 else 1)
+
+    notes = Notes(after=stop_after)
+    with pytest.raises(HkdpipeError, match=f"not finite after .* checkpoint is kept in {tmp_path}") as raised:
+        run(tmp_path, start(), notes, spoilt)
+    assert type(raised.value) is HkdpipeError
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
+    state = start(1)
+    resume(tmp_path, state, "same", notes.warned.append)
+    assert all(value.isfinite().all() for value in state.model.state_dict().values())
+    assert notes.warned == []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def garble(path: Path) -> None:
+    path.write_text("[1, 2]")
+
+
+DAMAGES = [
+    *(
+        (name, damage)
+        for name in ("weights.safetensors", "ema.safetensors", "optimizer.pt")
+        for damage in (truncate, flip, Path.unlink)
+    ),
+    ("state.json", truncate),
+    ("state.json", garble),
+    ("state.json", Path.unlink),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_damaged_newest_checkpoint_is_passed_over(
+    tmp_path: Path, uninterrupted: dict[str, Any], name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "uninterrupted"
+    damage(folder / "step-00000009" / name)
+    state, warnings = start(1), list[str]()
+    resume(folder, state, "same", warnings.append)
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"checkpoint passed over: {folder / 'step-00000009' / name}: ")
+    assert state.step == 6
+    run(folder, state)
+    assert snapshot(state) == uninterrupted
+    assert read_state(folder / "step-00000009")["seen"] == 36
+
+
+def test_every_checkpoint_damaged(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    folder = tmp_path / "uninterrupted"
+    for path in checkpoints(folder):
+        flip(path / "ema.safetensors")
+    warnings: list[str] = []
+    with pytest.raises(InputError, match=f"{folder}: every checkpoint is damaged"):
+        resume(folder, start(), "same", warnings.append)
+    assert len(warnings) == 2
+
+
+def test_no_checkpoint_is_a_start(tmp_path: Path) -> None:
+    state = start()
+    before = snapshot(state)
+    assert resume(tmp_path / "nothing", state, "same", lambda text: None) is None
+    assert snapshot(state) == before
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_number_of_checkpoints_kept(tmp_path: Path, keep: int) -> None:
+    state = start()
+    for number in (5, 90, 100, 1000):
+        state.step = number
+        assert save_checkpoint(tmp_path, state, {}, keep).is_dir()
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        f"step-{number:08d}" for number in (5, 90, 100, 1000)[-keep:]
+    ]
+
+
+def test_a_damaged_later_checkpoint_does_not_displace_the_one_just_written(tmp_path: Path) -> None:
+    """As after it was passed over: the training goes on from an earlier step."""
+    state = start()
+    for number in (10, 20):
+        state.step = number
+        save_checkpoint(tmp_path, state, {}, 2)
+    flip(tmp_path / "step-00000020/optimizer.pt")
+    state.step = 12
+    save_checkpoint(tmp_path, state, {}, 1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000012"]
+
+
+def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
+    leftover = tmp_path / ".step-00000009.4711.0123456789abcdef.tmp"
+    leftover.mkdir(parents=True)
+    run(tmp_path, start())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000009"]
+
+
+@pytest.mark.parametrize("place", ["code", "other"])
+def test_wrong_optimizer_state_with_right_checksums_is_refused(
+    tmp_path: Path, hostile: tuple[object, Path], place: str
+) -> None:
+    """Code in the file is not run; the state of another optimiser is not taken."""
+    code, proof = hostile
+    path = save_checkpoint(tmp_path, start(), {}, 1)
+    torch.save(
+        {"state": code} if place == "code" else {"state": {}, "param_groups": []}, path / "optimizer.pt"
+    )
+    described = json.loads((path / "state.json").read_text())
+    described["sha256"]["optimizer.pt"] = sha256_file(path / "optimizer.pt")
+    (path / "state.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"optimizer\.pt: not the optimiser's state \(.+\)"):
+        resume(tmp_path, start(), "same", lambda text: None)
+    assert not proof.exists()
+    if place == "code":
+        torch.load(path / "optimizer.pt", weights_only=False)
+        assert proof.exists(), "the file holds no code that a careless reader would run"
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, start(), {}, 1)
+    other = nn.Linear(3, 4)
+    with pytest.raises(InputError, match=r"weights\.safetensors: does not fit the network"):
+        resume(tmp_path, new_state(other, torch.optim.SGD(other.parameters())), "same", lambda text: None)
+
+
+def test_weight_decay_is_decoupled_and_spares_the_operators(student: HKD) -> None:
+    """Without a gradient w_k = w_0 (1 - lr decay)^k: as an L2 term Adam would make it steps of lr."""
+    student.requires_grad_(True)
+    training = TrainingSettings(learning_rate=0.01, weight_decay=0.95)
+    state = new_state(student, torch.optim.AdamW(student.parameter_groups(training), fused=True))
+    before = {name: value.detach().clone() for name, value in student.named_parameters()}
+
+    def zero(model: nn.Module, batch: None, progress: float) -> dict[str, Tensor]:
+        return {"loss": torch.stack([0 * value.sum() for value in model.parameters()]).sum()}
+
+    settings = dataclasses.replace(SETTINGS, schedule="constant")
+    for _ in range(20):
+        step(state, student, None, zero, settings, 0.0)
+    for name, value in student.named_parameters():
+        factor = 1.0 if name.startswith("koopman.") else (1 - 0.01 * 0.95) ** 20
+        torch.testing.assert_close(value.detach(), before[name] * factor, rtol=1e-5, atol=0)
+
+
+def test_fused_adam_matches_the_reference_and_its_formula() -> None:
+    """Fused on a CPU, unfused, and Loshchilov and Hutter's algorithm 2 in numpy."""
+    random = np.random.default_rng(0)
+    gradients = random.normal(size=(25, 7)) * np.logspace(-6, 2, 7)
+    begin = random.normal(size=7)
+    found = {}
+    for fused in (True, False):
+        weight = nn.Parameter(torch.tensor(begin, dtype=torch.float32))
+        optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.1, fused=fused, foreach=False)
+        for gradient in gradients:
+            weight.grad = torch.tensor(gradient, dtype=torch.float32)
+            optimizer.step()
+        found[fused] = weight.detach().numpy()
+    expected, first, second = begin.copy(), np.zeros(7), np.zeros(7)
+    for k, gradient in enumerate(gradients, 1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        direction = first / (1 - 0.9**k) / (np.sqrt(second / (1 - 0.999**k)) + 1e-8)
+        expected += -0.01 * 0.1 * expected - 0.01 * direction
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found[True], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_world_as_torchrun_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert world_from_environment() == World(0, 1, 0)
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert world_from_environment() == World(5, 8, 1)
+    assert not world_from_environment().first
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(UsageError, match="RANK=one, WORLD_SIZE=8"):
+        world_from_environment()
+
+
+def test_choice_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto", World()) == choose_device("cpu", World()) == CPU
+    for name in ("tpu", "meta", "cuda:x"):
+        with pytest.raises(UsageError, match=f"got '{name}'; accepted: auto, cpu, cuda, cuda:N"):
+            choose_device(name, World())
+    with pytest.raises(UsageError, match="cuda:2 is not there; this machine has 0 GPUs"):
+        choose_device("cuda:2", World())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto", World(5, 8, 1)) == torch.device("cuda", 1)
+    assert choose_device("cuda:3", World(5, 8, 1)) == torch.device("cuda", 3)
+
+
+def test_a_checkpoint_of_another_training_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    run(tmp_path, start())
+    with pytest.raises(UsageError, match="of a training with other settings"):
+        resume(tmp_path, start(), "another", lambda text: None)
