@@ -47,9 +47,9 @@ def violations(tree: ast.Module, layer: str, module: str) -> list[str]:
     found = []
     for name, at_once in imports(tree, module):
         root, _, rest = name.partition(".")
-        if root == "hkdpipe" and rest.split(".")[0] not in below:
-            found.append(name)
-        elif root in FOREIGN.get(layer, ()) and (at_once or root not in INSIDE_FUNCTIONS):
+        upwards = root == "hkdpipe" and rest.split(".")[0] not in below
+        foreign = root in FOREIGN.get(layer, ()) and (at_once or root not in INSIDE_FUNCTIONS)
+        if upwards or foreign:
             found.append(name)
     return found
 

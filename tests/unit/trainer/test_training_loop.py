@@ -395,7 +395,7 @@ def test_wrong_optimizer_state_with_right_checksums_is_refused(
 ) -> None:
     """Code in the file is not run; the state of another optimiser is not taken."""
     code, proof = hostile
-    path = save_checkpoint(tmp_path, start(), {}, 1)
+    path = save_checkpoint(tmp_path, start(), {"identity": "same"}, 1)
     torch.save(
         {"state": code} if place == "code" else {"state": {}, "param_groups": []}, path / "optimizer.pt"
     )
@@ -411,7 +411,7 @@ def test_wrong_optimizer_state_with_right_checksums_is_refused(
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, start(), {}, 1)
+    save_checkpoint(tmp_path, start(), {"identity": "same"}, 1)
     other = nn.Linear(3, 4)
     with pytest.raises(InputError, match=r"weights\.safetensors: does not fit the network"):
         resume(tmp_path, new_state(other, torch.optim.SGD(other.parameters())), "same", lambda text: None)
