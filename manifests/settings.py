@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from hkdpipe.manifests.errors import UsageError
 
+MAX_SEED = 2**64 - 1
 Kind = Literal["identity", "growing", "operational"]
 Section = TypeVar("Section")
 
@@ -75,12 +76,9 @@ def accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     item = _item(hint)
     words = f"a list, each {names[item]}" if item else names[hint]
-    if metadata["minimum"] is not None:
-        words += f", at least {metadata['minimum']:g}"
-    if metadata["above"] is not None:
-        words += f", above {metadata['above']:g}"
-    if metadata["maximum"] is not None:
-        words += f", at most {metadata['maximum']:g}"
+    for bound, meaning in (("minimum", "at least"), ("above", "above"), ("maximum", "at most")):
+        if (limit := metadata[bound]) is not None:
+            words += f", {meaning} {limit if isinstance(limit, int) else format(limit, 'g')}"
     return words
 
 

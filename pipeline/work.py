@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hkdpipe.manifests.errors import HkdpipeError
 from hkdpipe.pipeline.config import Config
 from hkdpipe.pipeline.progress import first_process, make_reporter
 from hkdpipe.pipeline.record import recorded
@@ -41,6 +42,19 @@ class Work:
             if error.filename is None:
                 error.filename = str(folder)
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise HkdpipeError(f"{stage}: out of memory ({reason}); take a smaller batch_size") from None
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    import torch
+
+    # What torch raises when a CPU's memory is exhausted has no class of its own.
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)
 
 
 @contextmanager

@@ -165,6 +165,11 @@ def _measure(context: _Context, weights: str) -> dict[str, Any]:
     if "fd" in settings.metrics:
         network = load_features(settings.features, context.student.image_shape, context.device)
         reference = load_images(settings.reference)
+        if reference.shape[1:] != context.student.image_shape or len(reference) < 4:
+            raise UsageError(
+                f"evaluation.reference: '{settings.reference}' holds {len(reference)} images of "
+                f"{reference.shape[1:]}; accepted: at least 4 of {context.student.image_shape}"
+            )
         result["rows"] = _frechet_rows(context, network, reference, weights)
     with context.reporter.phase("pictures", 2, "pictures") as advance:
         _sample_picture(context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hkdpipe.manifests import archive, rng
-from hkdpipe.manifests.errors import Interrupted
+from hkdpipe.manifests.errors import Interrupted, UsageError
 from hkdpipe.manifests.files import exclusive_lock, make_folders
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -78,14 +79,20 @@ def generate(
 
 def make_plan(teacher: Teacher, settings: GenerationSettings) -> Plan:
     """What the archive will hold."""
-    sigmas = sigma_schedule(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
+    try:
+        return _plan(teacher, settings)
+    except ValueError as error:
+        raise UsageError(f"generation.{error}") from None
+
+
+def _plan(teacher: Teacher, settings: GenerationSettings) -> Plan:
     return Plan(
         form=settings.format,
         count=settings.count,
         shard_size=settings.shard_size,
         shape=teacher.image_shape,
         dtype=settings.dtype,
-        sigmas=tuple(sigmas.tolist()),
+        sigmas=_noise_levels(settings),
         seed=settings.seed,
         batch_size=settings.batch_size,
         sampler={
@@ -103,6 +110,20 @@ def make_plan(teacher: Teacher, settings: GenerationSettings) -> Plan:
             "dataset": teacher.about.get("dataset", ""),
         },
     )
+
+
+def _noise_levels(settings: GenerationSettings) -> tuple[float, ...]:
+    try:
+        schedule = sigma_schedule(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
+        levels = tuple(schedule.tolist())
+    except OverflowError:
+        levels = ()
+    if not levels or not all(high > low for high, low in itertools.pairwise(levels)):
+        raise ValueError(
+            f"sigma_min, sigma_max, rho: got {settings.sigma_min}, {settings.sigma_max}, {settings.rho}; "
+            f"accepted: values that give {settings.steps} falling noise levels"
+        )
+    return levels
 
 
 def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> Iterator[NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hkdpipe.manifests.settings import setting
+from hkdpipe.manifests.settings import MAX_SEED, setting
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GenerationSettings:
     sigma_min: float = setting(0.002, "lowest noise level before zero", above=0.0)
     sigma_max: float = setting(80.0, "noise level of the start", above=0.0)
     rho: float = setting(7.0, "exponent of the noise schedule", above=0.0)
-    seed: int = setting(0, "seed of the noise, one index per trajectory", minimum=0)
+    seed: int = setting(0, "seed of the noise, one index per trajectory", minimum=0, maximum=MAX_SEED)
     format: str = setting("zarr", "form of the archive", choices=("zarr", "webdataset"))
     shard_size: int = setting(2048, "trajectories in a shard, the unit of work and of repair", minimum=1)
     dtype: str = setting("float16", "type of the stored states", choices=("float16", "float32"))
@@ -39,7 +39,9 @@ class EvaluationSettings:
     """[evaluation]"""
 
     samples: int = setting(50_000, "images behind the Frechet distance", minimum=2, kind="growing")
-    seed: int = setting(0, "seed of the evaluation's noise, which no archive uses", minimum=0)
+    seed: int = setting(
+        0, "seed of the evaluation's noise, which no archive uses", minimum=0, maximum=MAX_SEED
+    )
     batch_size: int = setting(256, "images in a network call", minimum=1)
     features: str = setting("digits", "feature network of the Frechet distance", choices=("digits",))
     reference: str = setting("digits", "images to compare with: 'digits', a folder of pictures, an .npz file")

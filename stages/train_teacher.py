@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.files import exclusive_lock, read_json, remove_temporaries
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
@@ -60,7 +60,13 @@ def train_teacher(
     with exclusive_lock(out / ".lock", f"training in {out}"):
         remove_temporaries(out)
         torch.manual_seed(settings.seed)
-        network = EDMPrecond(arch).to(device)
+        try:
+            network = EDMPrecond(arch).to(device)
+        except ValueError as error:
+            raise UsageError(
+                f"train-teacher.model_channels: got {settings.model_channels}; accepted: one whose "
+                f"channels can be grouped ({error})"
+            ) from None
         optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
         state = new_state(network, optimizer)
         resume(out / "checkpoints", state, identity, reporter.line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def save_checkpoint(folder: Path, state: TrainingState[Any], about: dict[str, An
     with atomic_folder(path) as temporary:
         (temporary / "weights.safetensors").write_bytes(save(_tensors(state.model)))
         (temporary / "ema.safetensors").write_bytes(save(_tensors(state.ema)))
-        torch.save(state.optimizer.state_dict(), temporary / "optimizer.pt")
+        (temporary / "optimizer.pt").write_bytes(_pickled(state.optimizer.state_dict()))
         checksums = {name: sha256_file(temporary / name) for name in FILES}
         write_json(
             temporary / "state.json",
@@ -112,6 +113,13 @@ def prepare_folder(folder: Path) -> None:
     """Clear what killed writers left."""
     if folder.is_dir():
         remove_temporaries(folder)
+
+
+def _pickled(values: Any) -> bytes:
+    # torch's own writing to a file says nothing about a full disk.
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    return buffer.getvalue()
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

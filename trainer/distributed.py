@@ -30,10 +30,15 @@ class World:
 def world_from_environment() -> World:
     """RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them; one process where they are not set."""
     try:
-        return World(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
+        world = World(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
     except ValueError:
+        world = World(rank=-1)
+    if not (0 <= world.rank < world.size and world.local_rank >= 0):
         given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in _VARIABLES)
-        raise UsageError(f"environment of torchrun: {given}; accepted: integers") from None
+        raise UsageError(
+            f"environment of torchrun: {given}; accepted: integers, RANK from 0 below WORLD_SIZE"
+        )
+    return world
 
 
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -66,6 +71,11 @@ def connected(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1:
         yield
         return
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UsageError(
+            f"environment of torchrun: WORLD_SIZE={world.size} without MASTER_ADDR and MASTER_PORT; "
+            "accepted: all that torchrun sets"
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

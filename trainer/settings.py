@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hkdpipe.manifests.settings import setting
+from hkdpipe.manifests.settings import MAX_SEED, setting
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TrainingSettings:
         minimum=0.0,
         maximum=1.0,
     )
-    seed: int = setting(0, "seed of the reading order and of the times", minimum=0)
+    seed: int = setting(0, "seed of the reading order and of the times", minimum=0, maximum=MAX_SEED)
     validation: int = setting(256, "trajectories held out: the first ones of the archive", minimum=0)
     perceptual: str = setting(
         "vgg",
@@ -124,5 +124,5 @@ class TeacherTrainingSettings:
     batch_size: int = setting(128, "images in a step", minimum=1)
     learning_rate: float = setting(2e-3, "Adam's learning rate, cosine decay to zero", above=0.0)
     ema: float = setting(0.998, "decay per step of the averaged weights", minimum=0.0, maximum=1.0)
-    seed: int = setting(0, "seed of the weights, the order and the noise", minimum=0)
+    seed: int = setting(0, "seed of the weights, the order and the noise", minimum=0, maximum=MAX_SEED)
     checkpoint_every: int = setting(500, "steps between checkpoints", minimum=1, kind="operational")
