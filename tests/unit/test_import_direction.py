@@ -32,8 +32,8 @@ def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, bool]]:
             # `from package import module` imports the module as well.
             yield from ((f"{name}.{alias.name}", at_once) for alias in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for child in node.body:
-                yield from visit(child, False)
+            for statement in node.body:
+                yield from visit(statement, False)
         else:
             inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             for child in ast.iter_child_nodes(node):
