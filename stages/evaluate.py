@@ -390,7 +390,7 @@ def _strip_picture(context: _Context) -> None:
             f"trajectory {index}: states (x / max(1, sigma))",
             "one step from each state; the end itself",
         ]
-    save_png(context.out / "strip.png", strip(rows, captions, [f"{sigma:.3g}" for sigma in sigmas]))
+    save_png(context.out / "strip.png", strip(rows, captions, [f"{sigma:.2g}" for sigma in sigmas]))
 
 
 def _write_tables(out: Path, metrics: dict[str, Any]) -> None:

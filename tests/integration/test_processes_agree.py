@@ -13,8 +13,8 @@ from tiny import KOOPMAN, TRAINING, Inputs, settings
 
 from hkdpipe.trainer.settings import TrainingSettings
 
-# The second process may write to no file at all.
-ONLY_THE_FIRST_WRITES = ["sh", "-c", '[ "$RANK" = 0 ] || ulimit -f 0; exec "$@"', "sh"]
+# The second process may write to no file more than the 512 bytes with which Python tries a temporary folder.
+ONLY_THE_FIRST_WRITES = ["sh", "-c", '[ "$RANK" = 0 ] || ulimit -f 1; exec "$@"', "sh"]
 
 
 def command(inputs: Inputs, out: str, training: TrainingSettings) -> list[str]:
