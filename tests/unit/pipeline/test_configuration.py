@@ -61,7 +61,7 @@ def test_the_given_source_wins_over_the_stored_one_and_overrides_over_all(tmp_pa
     assert resolve(None, None, tmp_path / "none.toml", ()) == Config()
     assert resolve(None, None, stored, ()).training.budget == 5
     assert resolve(None, file, stored, ()).training.budget == 6
-    assert resolve("digits", None, stored, ()).training.budget == 160_000
+    assert resolve("digits", None, stored, ()) == resolve("digits", None, None, ()) != Config()
     overrides = ("training.budget=7", "training.budget = 8")
     assert resolve("digits", None, stored, overrides).training.budget == 8
 

@@ -8,7 +8,8 @@ from hkdpipe.manifests.errors import InUseError, UsageError
 from hkdpipe.pipeline.config import resolve
 from hkdpipe.pipeline.rundir import Change, RunDir, check_change
 
-STORED = resolve("digits", None, None, ())
+NUMBERS = ("training.learning_rate=0.001", "training.budget=160000", "generation.count=8192")
+STORED = resolve("digits", None, None, NUMBERS)
 ALL = {"teacher", "generation", "training", "koopman"}
 
 
@@ -33,7 +34,7 @@ ALL = {"teacher", "generation", "training", "koopman"}
     ],
 )
 def test_begun_stages_keep_what_decided_them(override: str, message: str) -> None:
-    given = resolve("digits", None, None, [override])
+    given = resolve("digits", None, None, [*NUMBERS, override])
     check_change(STORED, given, set())
     with pytest.raises(UsageError) as caught:
         check_change(STORED, given, ALL)
@@ -51,7 +52,7 @@ def test_begun_stages_keep_what_decided_them(override: str, message: str) -> Non
     ],
 )
 def test_the_rest_may_change(override: str) -> None:
-    check_change(STORED, resolve("digits", None, None, [override]), ALL)
+    check_change(STORED, resolve("digits", None, None, [*NUMBERS, override]), ALL)
 
 
 def test_begun(tmp_path: Path) -> None:
