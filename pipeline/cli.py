@@ -23,6 +23,7 @@ COMMANDS = (
     "sample",
     "config",
     "train-teacher",
+    "import-teacher",
 )
 """Each is the object `command` of the module of its name, imported when it is needed."""
 

@@ -21,7 +21,7 @@ from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.edm_loss import NoisyImages, edm_loss, read_noisy_images
 from hkdpipe.trainer.images import load_images
 from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
-from hkdpipe.trainer.networks import Architecture, EDMPrecond, parameters_count
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import TeacherTrainingSettings
 from hkdpipe.trainer.teacher import save_teacher
 
@@ -61,7 +61,7 @@ def train_teacher(
         remove_temporaries(out)
         torch.manual_seed(settings.seed)
         try:
-            network = EDMPrecond(arch).to(device)
+            network = PreconditionedUNet(arch).to(device)
         except ValueError as error:
             raise UsageError(
                 f"train-teacher.model_channels: got {settings.model_channels}; accepted: one whose "
@@ -85,7 +85,7 @@ def train_teacher(
         title="train-teacher",
         rows=(
             ("images", f"{len(images):,} of {channels}x{height}x{width}"),
-            ("parameters", f"{parameters_count(network):,}"),
+            ("parameters", f"{network.parameter_count():,}"),
             ("iterations", f"{state.step:,}"),
         ),
         files=(out / "export",),
@@ -104,7 +104,7 @@ def _exported_step(export: Path) -> int | None:
 
 
 def _fit(
-    state: TrainingState[EDMPrecond],
+    state: TrainingState[PreconditionedUNet],
     images: NDArray[np.float32],
     settings: TeacherTrainingSettings,
     budget: int,

@@ -18,7 +18,7 @@ from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
 from hkdpipe.stages.train import train
 from hkdpipe.stages.train_teacher import train_teacher
 from hkdpipe.trainer.distributed import World
-from hkdpipe.trainer.networks import Architecture, EDMPrecond
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import KoopmanSettings, TeacherTrainingSettings, TrainingSettings
 from hkdpipe.trainer.teacher import save_teacher
 
@@ -77,7 +77,7 @@ class Inputs:
 def make_teacher(folder: Path, seed: int) -> None:
     """An untrained teacher that answers finitely to every noise level, and not with nearly nothing."""
     torch.manual_seed(seed)
-    network = EDMPrecond(ARCHITECTURE)
+    network = PreconditionedUNet(ARCHITECTURE)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -6,6 +6,7 @@ bottleneck evolve by a Koopman operator of their own. E and D start as the teach
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from hkdpipe.manifests.files import atomic_folder, read_json, write_json
 from hkdpipe.manifests.settings import parse_section
 from hkdpipe.trainer.checkpoint import read_state
 from hkdpipe.trainer.koopman import KoopmanOperator, evolution_time
-from hkdpipe.trainer.networks import UNFIT, Architecture, EDMPrecond, SongUNet, noise_label
+from hkdpipe.trainer.networks import UNFIT, Architecture, PreconditionedUNet, build_unet, noise_label
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
 from hkdpipe.trainer.teacher import read_weights
 
@@ -36,11 +37,21 @@ class HKD(nn.Module):
     def __init__(
         self, arch: Architecture, koopman: KoopmanSettings, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
-        """`sigma_min`, `sigma_max`, `rho` are the schedule's of the trajectories learned from."""
+        """`sigma_min`, `sigma_max`, `rho` are the schedule's of the trajectories learned from.
+
+        `arch` is the teacher's; a student has no dropout and is not told of augmentations. Raises UsageError
+        for a teacher whose preconditioning is not EDM's.
+        """
         super().__init__()
-        self.arch, self.settings = arch, koopman
+        if arch.preconditioning != "edm":
+            raise UsageError(
+                f"teacher: its preconditioning is '{arch.preconditioning}'; accepted for hkd: 'edm' (its "
+                "trajectories can be generated and compared with)"
+            )
+        self.arch = arch = dataclasses.replace(arch, dropout=0.0, augment_dim=0)
+        self.settings = koopman
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
-        unet = SongUNet(arch)
+        unet = build_unet(arch)
         self.encoder, self.decoder = unet.part("enc"), unet.part("dec")
         shapes = unet.skip_shapes()
         evolved = {"full": range(len(shapes)), "bottleneck": [len(shapes) - 1], "none": []}[koopman.hierarchy]
@@ -51,7 +62,7 @@ class HKD(nn.Module):
     @classmethod
     def from_teacher(
         cls,
-        teacher: EDMPrecond,
+        teacher: PreconditionedUNet,
         koopman: KoopmanSettings,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
@@ -59,9 +70,10 @@ class HKD(nn.Module):
     ) -> HKD:
         """A student with the teacher's weights and idle operators."""
         student = cls(teacher.arch, koopman, sigma_min, sigma_max, rho)
-        student.encoder = teacher.model.part("enc")
-        student.decoder = teacher.model.part("dec")
-        return student.requires_grad_(True)
+        weights = teacher.model.state_dict()
+        for half in (student.encoder, student.decoder):
+            half.load_state_dict({name: weights[name] for name in half.state_dict()})
+        return student.to(teacher.model.map_layer0.weight.device)
 
     def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """E(x, sigma): the observables of states x (N, C, H, W) at noise levels sigma (N,), finest first."""
@@ -104,7 +116,7 @@ class HKD(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.map_layer0.weight.dtype
+        return self.decoder.dtype
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

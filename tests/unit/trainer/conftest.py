@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.trainer.methods.hkd import HKD
-from hkdpipe.trainer.networks import Architecture, EDMPrecond
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import KoopmanSettings
 
 Randomise = Callable[[nn.Module], None]
@@ -51,14 +51,14 @@ def randomise() -> Randomise:
 
 
 @pytest.fixture
-def network(arch: Architecture, randomise: Randomise) -> EDMPrecond:
-    teacher = EDMPrecond(arch)
+def network(arch: Architecture, randomise: Randomise) -> PreconditionedUNet:
+    teacher = PreconditionedUNet(arch)
     randomise(teacher)
     return teacher.eval().requires_grad_(False)
 
 
 @pytest.fixture
-def student(network: EDMPrecond, randomise: Randomise) -> HKD:
+def student(network: PreconditionedUNet, randomise: Randomise) -> HKD:
     """A student whose operators are at work."""
     model = HKD.from_teacher(network, KoopmanSettings())
     randomise(model.koopman)

@@ -5,10 +5,10 @@ import torch
 
 from hkdpipe.manifests.order import training_indices
 from hkdpipe.trainer.edm_loss import edm_loss, read_noisy_images
-from hkdpipe.trainer.networks import EDMPrecond
+from hkdpipe.trainer.networks import PreconditionedUNet
 
 
-def test_edm_loss_is_the_unit_weight_loss_of_the_inner_network(network: EDMPrecond) -> None:
+def test_edm_loss_is_the_unit_weight_loss_of_the_inner_network(network: PreconditionedUNet) -> None:
     """lambda c_out^2 = 1, so the loss is the mean square of F - (y - c_skip x) / c_out (EDM, equation 8)."""
     network = network.double()
     clean, noise = torch.randn(2, 6, 1, 8, 8, dtype=torch.float64)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from test_edm_network import FAMILIES
 from torch import Tensor, nn
 
 from hkdpipe.manifests import rng
-from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.trainer.checkpoint import save_checkpoint
 from hkdpipe.trainer.loop import new_state
 from hkdpipe.trainer.methods.hkd import HKD
-from hkdpipe.trainer.networks import EDMPrecond
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.sampler import sigma_schedule
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
 
@@ -30,7 +31,7 @@ def states_at(sigma: float) -> tuple[Tensor, Tensor]:
     return torch.randn(3, 1, 8, 8) * sigma, torch.full((3,), sigma)
 
 
-def inner_output(network: EDMPrecond, x: Tensor, sigma: float) -> Tensor:
+def inner_output(network: PreconditionedUNet, x: Tensor, sigma: float) -> Tensor:
     """F of the teacher, scaled by sigma_data."""
     variance = torch.full((1, 1, 1, 1), sigma) ** 2 + 0.5**2
     labels = (torch.full((1,), sigma).log() / 4).expand(len(x))
@@ -38,7 +39,7 @@ def inner_output(network: EDMPrecond, x: Tensor, sigma: float) -> Tensor:
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.7, 80.0])
-def test_idle_student_is_the_teachers_network_bit_for_bit(network: EDMPrecond, sigma: float) -> None:
+def test_idle_student_is_the_teachers_network_bit_for_bit(network: PreconditionedUNet, sigma: float) -> None:
     """With A = 0 and the decoder told the noise level that the encoder is told."""
     x, sigmas = states_at(sigma)
     idle = KoopmanSettings(decoder_time="initial")
@@ -46,9 +47,30 @@ def test_idle_student_is_the_teachers_network_bit_for_bit(network: EDMPrecond, s
     assert torch.equal(student(x, sigmas), inner_output(network, x, sigma))
 
 
+@pytest.mark.parametrize("arch", FAMILIES.values(), ids=FAMILIES)
+def test_idle_student_of_every_family(arch: Architecture, randomise: Randomise) -> None:
+    """Conditional ones, too; it takes the teacher's dropout and knowledge of augmentations for none."""
+    teacher = PreconditionedUNet(dataclasses.replace(arch, dropout=0.5)).requires_grad_(False).eval()
+    randomise(teacher)
+    student = HKD.from_teacher(teacher, KoopmanSettings(), sigma_min=0.001, sigma_max=0.7)
+    assert (student.arch.dropout, student.arch.augment_dim) == (0, 0)
+    x, labels, sigmas = torch.randn(3, 3, 16, 16), torch.eye(4)[:3], torch.full((3,), 0.7)
+    expected = teacher.model(x / (sigmas[:1] ** 2 + 0.25).sqrt(), sigmas.log() / 4, labels) * 0.5
+    assert torch.equal(student.train()(x, sigmas, labels), expected)
+    assert not torch.equal(student(x, sigmas, labels.flip(0)), expected)
+
+
+@pytest.mark.parametrize("preconditioning", ["vp", "ve", "iddpm"])
+def test_older_preconditionings_are_refused(preconditioning: str) -> None:
+    arch = dataclasses.replace(FAMILIES["ddpmpp"], preconditioning=preconditioning)
+    message = f"teacher: its preconditioning is '{preconditioning}'; accepted for hkd: 'edm'"
+    with pytest.raises(UsageError, match=message):
+        HKD.from_teacher(PreconditionedUNet(arch), KoopmanSettings())
+
+
 @pytest.mark.parametrize(("decoder_time", "sigma"), [("initial", 80.0), ("final", 0.002)])
 def test_decoder_is_told_one_constant_noise_level(
-    network: EDMPrecond, decoder_time: str, sigma: float, relative: Relative
+    network: PreconditionedUNet, decoder_time: str, sigma: float, relative: Relative
 ) -> None:
     """Whatever level the encoder is told."""
     student = HKD.from_teacher(network, KoopmanSettings(decoder_time=decoder_time))
@@ -59,7 +81,7 @@ def test_decoder_is_told_one_constant_noise_level(
     assert relative(student(x, sigmas), expected) < 1e-5
 
 
-def test_encoder_told_no_time_sees_the_scaled_state_alone(network: EDMPrecond) -> None:
+def test_encoder_told_no_time_sees_the_scaled_state_alone(network: PreconditionedUNet) -> None:
     student = HKD.from_teacher(network, KoopmanSettings(encoder_time="none"))
     scaled = torch.randn(3, 1, 8, 8)
     one, other = (
@@ -70,7 +92,7 @@ def test_encoder_told_no_time_sees_the_scaled_state_alone(network: EDMPrecond) -
 
 
 def test_untrained_student_is_the_denoiser_at_sigma_max_less_the_skip(
-    network: EDMPrecond, relative: Relative
+    network: PreconditionedUNet, relative: Relative
 ) -> None:
     """D - c_skip x = c_out F, and c_out is sigma_data but for a factor of sigma / sqrt(sigma^2 + 0.25)."""
     student = HKD.from_teacher(network, KoopmanSettings())
@@ -111,7 +133,7 @@ def test_prediction_encodes_evolves_to_sigma_min_and_decodes(student: HKD) -> No
     ("hierarchy", "evolved"), [("full", [0, 1, 2, 3]), ("bottleneck", [3]), ("none", [])]
 )
 def test_hierarchy_chooses_the_tensors_that_evolve(
-    network: EDMPrecond, randomise: Randomise, hierarchy: str, evolved: list[int]
+    network: PreconditionedUNet, randomise: Randomise, hierarchy: str, evolved: list[int]
 ) -> None:
     student = HKD.from_teacher(network, KoopmanSettings(hierarchy=hierarchy))
     assert sorted(map(int, student.koopman)) == evolved
@@ -133,7 +155,7 @@ def test_every_tensor_has_an_operator_of_its_shape(student: HKD) -> None:
     }
 
 
-def test_training_one_student_leaves_the_teacher_alone(network: EDMPrecond) -> None:
+def test_training_one_student_leaves_the_teacher_alone(network: PreconditionedUNet) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     student = HKD.from_teacher(network, KoopmanSettings())
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -144,7 +166,7 @@ def test_training_one_student_leaves_the_teacher_alone(network: EDMPrecond) -> N
 
 
 @pytest.mark.parametrize("hierarchy", ["full", "bottleneck", "none"])
-def test_parameter_groups_cover_every_parameter_once(network: EDMPrecond, hierarchy: str) -> None:
+def test_parameter_groups_cover_every_parameter_once(network: PreconditionedUNet, hierarchy: str) -> None:
     student = HKD.from_teacher(network, KoopmanSettings(hierarchy=hierarchy, learning_rate_factor=10.0))
     groups = student.parameter_groups(TrainingSettings(learning_rate=0.01, weight_decay=0.3))
     held = [id(parameter) for group in groups for parameter in group["params"]]
@@ -301,7 +323,9 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         HKD.from_pretrained(tmp_path)
 
 
-def test_export_with_weights_of_another_network(tmp_path: Path, network: EDMPrecond, student: HKD) -> None:
+def test_export_with_weights_of_another_network(
+    tmp_path: Path, network: PreconditionedUNet, student: HKD
+) -> None:
     student.save(tmp_path / "one", {})
     HKD.from_teacher(network, KoopmanSettings(hierarchy="none")).save(tmp_path / "other", {})
     weights = tmp_path / "one/model.safetensors"

@@ -1,0 +1,91 @@
+"""What a network is built from, in EDM's names; free of torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# What building a network from a wrong configuration raises.
+UNFIT = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+
+_CHOICES = {
+    "model_type": ("SongUNet", "DhariwalUNet"),
+    "embedding_type": ("positional", "fourier"),
+    "encoder_type": ("standard", "residual"),
+    "preconditioning": ("edm", "vp", "ve", "iddpm"),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Keyword arguments of a preconditioned U-Net, named as EDM names them.
+
+    Raises ValueError naming the key if a value is none that a network can be built from.
+    """
+
+    img_resolution: int
+    img_channels: int
+    label_dim: int = 0
+    model_type: str = "SongUNet"
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    channel_mult_emb: int = 4
+    num_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    embedding_type: str = "positional"
+    """Of the noise level; DhariwalUNet has 'positional' only, as for the next three."""
+    channel_mult_noise: int = 1
+    encoder_type: str = "standard"
+    resample_filter: tuple[int, ...] = (1, 1)
+    augment_dim: int = 0
+    dropout: float = 0.0
+    """While training; students have none."""
+    use_fp16: bool = False
+    """Computed in half precision on a GPU, as EDM does."""
+    preconditioning: str = "edm"
+    sigma_min: float = 0.0
+    """Lowest noise level that the network takes; the sampler keeps to it."""
+    sigma_max: float = math.inf
+    sigma_data: float = 0.5
+    beta_d: float = 19.9
+    """Of 'vp', as `beta_min`; `M` of 'vp' and 'iddpm'."""
+    beta_min: float = 0.1
+    M: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted: {', '.join(choices)}")
+        if self.model_type == "DhariwalUNet":
+            fixed = {
+                "embedding_type": "positional",
+                "channel_mult_noise": 1,
+                "encoder_type": "standard",
+                "resample_filter": (1, 1),
+            }
+            for name, value in fixed.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name}: got {getattr(self, name)!r}; DhariwalUNet has {value!r}")
+        halvings = len(self.channel_mult) - 1
+        if self.img_resolution <= 0 or self.img_resolution % (1 << halvings):
+            raise ValueError(
+                f"img_resolution: got {self.img_resolution}; accepted: what can be halved {halvings} times"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable form; an unbounded sigma_max is left out."""
+        values = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+        if math.isinf(self.sigma_max):
+            del values["sigma_max"]
+        return values
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Architecture:
+        """The inverse of `to_json`. Raises TypeError on an unknown or missing key."""
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return Architecture(**given)
