@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.trainer.networks import Architecture, EDMPrecond, SongUNet, parameters_count
-from hkdpipe.trainer.sampler import sample_trajectory
+from hkdpipe.trainer.sampler import Churn, sample_stochastic, sample_trajectory
 from hkdpipe.trainer.teacher import load_teacher, read_weights
 
 Relative = Callable[[Tensor, Tensor], float]
@@ -69,6 +69,27 @@ def test_trajectories_are_those_of_edm_at_every_state(
     expected = published[f"traj_heun{steps}"]
     assert len(states) == steps + 1
     assert max(map(relative, states, expected)) < 1e-4
+
+
+def test_euler_samples_are_those_of_edm(
+    edm: EDMPrecond, published: dict[str, Tensor], relative: Relative
+) -> None:
+    states, _ = sample_trajectory(edm, published["latents"], 18, solver="euler")
+    assert relative(states[-1], published["euler18"]) < 1e-5
+
+
+def test_stochastic_samples_are_those_of_edm(
+    edm: EDMPrecond, published: dict[str, Tensor], relative: Relative
+) -> None:
+    """Whose noise was drawn step by step in float64, from a generator for each image."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(10, 14)]
+
+    def draw(step: int) -> Tensor:
+        noise = [torch.randn(1, 8, 8, generator=each, dtype=torch.float64) for each in generators]
+        return torch.stack(noise)
+
+    images = sample_stochastic(edm, published["latents"], draw, Churn(40, 0.05, 50, 1.003))
+    assert relative(images, published["churn18"]) < 1e-5
 
 
 def test_encode_and_decode_make_the_forward_pass_bit_for_bit(network: EDMPrecond) -> None:
