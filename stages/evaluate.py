@@ -66,6 +66,11 @@ class _Context:
         if self.stop():
             raise Interrupted("stopped; the rows measured so far are kept")
 
+    @property
+    def solver(self) -> str:
+        """Of the teacher's sampler."""
+        return str(self.archive.plan.sampler["solver"])
+
     def noise(self, start: int, stop: int) -> Tensor:
         """The evaluation's unit noise, which no archive and no other sampling uses."""
         values = rng.unit_noise(
@@ -199,14 +204,16 @@ def _frechet_rows(
     for steps in settings.teacher_steps:
         identity = digest([compared, context.teacher.sha256, context.archive.plan.sampler, steps])
         sampler = functools.partial(_teacher_images, context, steps=steps)
-        rows.append(_row(context, "teacher", evaluations(steps), sampler, network, target, identity))
+        nfe = evaluations(steps, context.solver)
+        rows.append(_row(context, "teacher", nfe, sampler, network, target, identity))
     rows.append(_halves_row(context, network, reference))
     return rows
 
 
 def _teacher_images(context: _Context, noise: Tensor, steps: int) -> Tensor:
-    sampler = {key: context.archive.plan.sampler[key] for key in ("sigma_min", "sigma_max", "rho")}
-    return sample_trajectory(context.teacher, noise, steps, **sampler)[0][-1]
+    sampler = {**context.archive.plan.sampler, "steps": steps}
+    end, _ = sample_trajectory(context.teacher, noise, **sampler, keep=[steps])
+    return end[0]
 
 
 def _row(
@@ -324,7 +331,7 @@ def _speed(context: _Context) -> list[dict[str, Any]]:
     steps = context.archive.plan.sampler["steps"]
     subjects: list[tuple[str, int, Sampler]] = [
         ("student", 1, context.student.sample),
-        ("teacher", evaluations(steps), lambda noise: _teacher_images(context, noise, steps)),
+        ("teacher", evaluations(steps, context.solver), lambda noise: _teacher_images(context, noise, steps)),
     ]
     rows = []
     with context.reporter.phase("speed", len(subjects), "samplers") as advance:
@@ -365,9 +372,10 @@ def _sample_picture(context: _Context) -> None:
     context.check_stop()
     noise = context.noise(0, PICTURED)
     steps = context.archive.plan.sampler["steps"]
+    nfe = evaluations(steps, context.solver)
     parts = [
         ("one step (1 evaluation)", context.student.sample(noise)),
-        (f"teacher, same noise ({evaluations(steps)})", _teacher_images(context, noise, steps)),
+        (f"teacher, same noise ({nfe})", _teacher_images(context, noise, steps)),
     ]
     pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
     save_png(context.out / "samples.png", beside(pictures))

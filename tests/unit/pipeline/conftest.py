@@ -37,8 +37,9 @@ class FakeStages:
             did_nothing=did_nothing,
         )
 
-    def generate(self, teacher: str, out: Path, settings: Any, **work: Any) -> Summary:
-        return self._do("generate", out / "plan.json", teacher=teacher, out=out, settings=settings, **work)
+    def generate(self, teacher: str, out: Path, settings: Any, licence: str, **work: Any) -> Summary:
+        arguments = {"teacher": teacher, "out": out, "settings": settings, "licence": licence}
+        return self._do("generate", out / "plan.json", **arguments, **work)
 
     def train(
         self, teacher: str, archive: Path, out: Path, training: Any, koopman: Any, **work: Any
