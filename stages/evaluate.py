@@ -27,6 +27,7 @@ from hkdpipe.manifests.files import (
     write_json,
 )
 from hkdpipe.manifests.settings import digest
+from hkdpipe.stages.model_card import model_card
 from hkdpipe.stages.pictures import beside, grid, save_png, strip
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import EvaluationSettings
@@ -133,14 +134,17 @@ def evaluate(
             "software": {"torch": torch.__version__, "numpy": np.__version__},
         }
         _write_tables(out, metrics)
+        facts = {**loaded.about, "licence": trajectories.plan.teacher["licence"]}
         about = {
-            "teacher": {"source": loaded.source, "sha256": loaded.sha256, **loaded.about},
+            "teacher": {"source": loaded.source, "sha256": loaded.sha256, **facts},
             "checkpoint": metrics["checkpoint"],
             "weights": settings.weights,
             "metrics": measured["rows"],
         }
         make_folders(export.parent)
         student.save(export, about)
+        card = model_card(student.config(), about, measured["metric"], measured["match"])
+        write_atomic(export / "README.md", card.encode())
         # Last: it says that all the rest is there.
         write_json(out / "metrics.json", metrics)
     return _summary(metrics, out, export, did_nothing=False)
