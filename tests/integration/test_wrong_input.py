@@ -423,6 +423,19 @@ CASES = {
         r"images\.npz: holds no array named 'images'",
         npz(pictures=np.zeros((4, 8, 8), np.uint8)),
     ),
+    "samples of no teacher": Case(
+        "sample --out new --teacher none", 3, r"none: no such teacher; accepted: .*"
+    ),
+    "a solver that samples nothing": Case(
+        "sample --out new --teacher teacher --solver rk4",
+        2,
+        r"Invalid value for '--solver': 'rk4' is not one of 'heun', 'euler'\. \(see hkdpipe sample --help\)",
+    ),
+    "a single step": Case(
+        "sample --out new --teacher teacher --steps 1",
+        2,
+        r"Invalid value for '--steps': 1 is not in the range x>=2\. .*",
+    ),
     "no model": Case(f"{SAMPLE} none", 3, r"none: no such model; accepted: .*"),
     "an empty folder": Case(f"{SAMPLE} empty", 3, r"empty: no such model; .*", lambda: Path("empty").mkdir()),
     "a teacher as model": Case(
