@@ -16,7 +16,8 @@ from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.settings import digest
 
 FORMAT_VERSION = 1
-_SAMPLER_KEYS = ("steps", "sigma_min", "sigma_max", "rho", "solver")
+_SCHEDULE_KEYS = ("sigma_min", "sigma_max", "rho")
+_SAMPLER_KEYS = ("steps", *_SCHEDULE_KEYS, "solver")
 _TEACHER_KEYS = ("sha256", "architecture", "source", "licence", "dataset")
 _Record = TypeVar("_Record", "Plan", "ShardRecord")
 
@@ -26,8 +27,8 @@ class Plan:
     """Enough to generate any shard again from the teacher alone.
 
     `shape` is that of an image, (C, H, W); `sigmas` are the noise levels of the stored states, from the
-    start to 0.0; trajectory i starts from the noise of (seed, i). The last shard may be shorter than
-    `shard_size`. ValueError naming the key if a value is not accepted.
+    start to 0.0: all of the sampler's, or some; trajectory i starts from the noise of (seed, i). The last
+    shard may be shorter than `shard_size`. ValueError naming the key if a value is not accepted.
     """
 
     form: str
@@ -69,6 +70,11 @@ class Plan:
     def states_shape(self) -> tuple[int, int, int, int]:
         """Shape of one trajectory: (stored states, C, H, W)."""
         return (len(self.sigmas), *self.shape)
+
+    @property
+    def schedule(self) -> dict[str, float]:
+        """sigma_min, sigma_max and rho of the noise levels, of which `sigmas` may be some only."""
+        return {name: self.sampler[name] for name in _SCHEDULE_KEYS}
 
     @property
     def state_bytes(self) -> int:
@@ -182,10 +188,10 @@ def _sampler(values: Any) -> dict[str, Any]:
     good = isinstance(values, dict) and set(values) == set(_SAMPLER_KEYS)
     _require("sampler", values, good, f"a table of {', '.join(_SAMPLER_KEYS)}")
     _require("sampler.steps", values["steps"], _is_int(values["steps"], 1, 10**6), "an integer, at least 1")
-    _require("sampler.solver", values["solver"], values["solver"] == "heun", '"heun"')
+    _require("sampler.solver", values["solver"], values["solver"] in ("heun", "euler"), '"heun", "euler"')
     # 80 and 80.0 are the same noise level: as floats they are also the same identity.
     levels = {}
-    for name in ("sigma_min", "sigma_max", "rho"):
+    for name in _SCHEDULE_KEYS:
         good = _is_number(values[name]) and values[name] > 0
         _require(f"sampler.{name}", values[name], good, "a number above 0")
         levels[name] = float(values[name])

@@ -48,13 +48,17 @@ def setting(
 def parse_section(cls: type[Section], values: Mapping[str, Any], section: str) -> Section:
     """Build a section from TOML values.
 
-    Raises UsageError, naming the key as `section.key`, on an unknown key (with the nearest known one),
-    a wrong type or a value outside of what is accepted.
+    Raises UsageError, naming the key as `section.key`, on an unknown key (with the nearest known one, or
+    with why there is none, where the section's REFUSED says so), a wrong type or a value outside of what is
+    accepted.
     """
+    refused: Mapping[str, str] = getattr(cls, "REFUSED", {})
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     parsed = {}
     for key, value in values.items():
+        if key in refused:
+            raise UsageError(f"{section}.{key}: refused: {refused[key]}")
         if key not in fields:
             raise UsageError(f"{section}.{key}: unknown key{nearest(key, fields)}")
         parsed[key] = _check(f"{section}.{key}", value, hints[key], fields[key].metadata)

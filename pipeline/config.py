@@ -63,17 +63,27 @@ def resolve(preset: str | None, file: Path | None, stored: Path | None, override
 
 
 def validate(config: Config) -> None:
-    """Refuse values that are fine one by one and contradict each other."""
-    generation, training = config.generation, config.training
+    """Refuse values that are fine one by one and contradict each other, whatever is to be done."""
+    generation = config.generation
     if generation.sigma_min >= generation.sigma_max:
         raise UsageError(
             f"generation.sigma_min: got {generation.sigma_min}; accepted: "
             f"below generation.sigma_max, which is {generation.sigma_max}"
         )
+
+
+def validate_run(config: Config) -> None:
+    """Refuse a training that the trajectories of the same configuration cannot serve."""
+    generation, training = config.generation, config.training
     if training.validation >= generation.count:
         raise UsageError(
             f"training.validation: got {training.validation}; accepted: "
             f"below generation.count, which is {generation.count}"
+        )
+    if training.times > 1 and len(generation.stored_steps) == 2:
+        raise UsageError(
+            f"training.times: got {training.times}; accepted: 1, as generation.store_steps leaves out all "
+            "states in between"
         )
 
 

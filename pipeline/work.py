@@ -80,6 +80,7 @@ def generate(config: Config, archive: Path, work: Work, run: RunDir | None = Non
             config.teacher.source,
             archive,
             config.generation,
+            config.teacher.licence,
             device=work.device,
             reporter=work.reporter,
             stop=work.stop,

@@ -27,6 +27,7 @@ from hkdpipe.manifests.files import (
     write_json,
 )
 from hkdpipe.manifests.settings import digest
+from hkdpipe.stages.model_card import model_card
 from hkdpipe.stages.pictures import beside, grid, save_png, strip
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import EvaluationSettings
@@ -65,6 +66,11 @@ class _Context:
     def check_stop(self) -> None:
         if self.stop():
             raise Interrupted("stopped; the rows measured so far are kept")
+
+    @property
+    def solver(self) -> str:
+        """Of the teacher's sampler."""
+        return str(self.archive.plan.sampler["solver"])
 
     def noise(self, start: int, stop: int) -> Tensor:
         """The evaluation's unit noise, which no archive and no other sampling uses."""
@@ -128,14 +134,17 @@ def evaluate(
             "software": {"torch": torch.__version__, "numpy": np.__version__},
         }
         _write_tables(out, metrics)
+        facts = {**loaded.about, "licence": trajectories.plan.teacher["licence"]}
         about = {
-            "teacher": {"source": loaded.source, "sha256": loaded.sha256, **loaded.about},
+            "teacher": {"source": loaded.source, "sha256": loaded.sha256, **facts},
             "checkpoint": metrics["checkpoint"],
             "weights": settings.weights,
             "metrics": measured["rows"],
         }
         make_folders(export.parent)
         student.save(export, about)
+        card = model_card(student.config(), about, measured["metric"], measured["match"])
+        write_atomic(export / "README.md", card.encode())
         # Last: it says that all the rest is there.
         write_json(out / "metrics.json", metrics)
     return _summary(metrics, out, export, did_nothing=False)
@@ -199,14 +208,16 @@ def _frechet_rows(
     for steps in settings.teacher_steps:
         identity = digest([compared, context.teacher.sha256, context.archive.plan.sampler, steps])
         sampler = functools.partial(_teacher_images, context, steps=steps)
-        rows.append(_row(context, "teacher", evaluations(steps), sampler, network, target, identity))
+        nfe = evaluations(steps, context.solver)
+        rows.append(_row(context, "teacher", nfe, sampler, network, target, identity))
     rows.append(_halves_row(context, network, reference))
     return rows
 
 
 def _teacher_images(context: _Context, noise: Tensor, steps: int) -> Tensor:
-    sampler = {key: context.archive.plan.sampler[key] for key in ("sigma_min", "sigma_max", "rho")}
-    return sample_trajectory(context.teacher, noise, steps, **sampler)[0][-1]
+    sampler = {**context.archive.plan.sampler, "steps": steps}
+    end, _ = sample_trajectory(context.teacher, noise, **sampler, keep=[steps])
+    return end[0]
 
 
 def _row(
@@ -324,7 +335,7 @@ def _speed(context: _Context) -> list[dict[str, Any]]:
     steps = context.archive.plan.sampler["steps"]
     subjects: list[tuple[str, int, Sampler]] = [
         ("student", 1, context.student.sample),
-        ("teacher", evaluations(steps), lambda noise: _teacher_images(context, noise, steps)),
+        ("teacher", evaluations(steps, context.solver), lambda noise: _teacher_images(context, noise, steps)),
     ]
     rows = []
     with context.reporter.phase("speed", len(subjects), "samplers") as advance:
@@ -365,9 +376,10 @@ def _sample_picture(context: _Context) -> None:
     context.check_stop()
     noise = context.noise(0, PICTURED)
     steps = context.archive.plan.sampler["steps"]
+    nfe = evaluations(steps, context.solver)
     parts = [
         ("one step (1 evaluation)", context.student.sample(noise)),
-        (f"teacher, same noise ({evaluations(steps)})", _teacher_images(context, noise, steps)),
+        (f"teacher, same noise ({nfe})", _teacher_images(context, noise, steps)),
     ]
     pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
     save_png(context.out / "samples.png", beside(pictures))

@@ -19,7 +19,8 @@ from hkdpipe.manifests.files import exclusive_lock, make_folders
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import GenerationSettings
-from hkdpipe.trainer.sampler import evaluations, sample_trajectory, sigma_schedule
+from hkdpipe.stages.storage import check_storage
+from hkdpipe.trainer.sampler import evaluations, network_range, noise_levels, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
 
@@ -27,6 +28,7 @@ def generate(
     teacher: str,
     out: Path,
     settings: GenerationSettings,
+    licence: str = "",
     *,
     device: torch.device,
     reporter: Reporter,
@@ -34,15 +36,18 @@ def generate(
 ) -> Summary:
     """Write the archive `out`, or what it still lacks; shard by shard, writing beside sampling.
 
-    Raises UsageError where `out` is an archive of another teacher or other settings, Interrupted when asked
-    to stop: whole shards are kept, the one under way is generated again.
+    `licence` is that of a teacher that names none. Raises UsageError where `out` is an archive of another
+    teacher or other settings, HkdpipeError where there is no space for it, Interrupted when asked to stop:
+    whole shards are kept, the one under way is generated again.
     """
     loaded = load_teacher(teacher, device)
-    plan = make_plan(loaded, settings)
+    plan = make_plan(loaded, settings, licence)
     make_folders(out)
     started = time.monotonic()
     with exclusive_lock(out / ".lock", f"generation in {out}"):
         archive.remove_leftovers(out)
+        # Before the plan is written: after a refusal another count or fewer states may be asked for.
+        check_storage(out, plan, archive.missing_shards(out, plan), reporter)
         archive.begin(out, plan)
         missing = archive.missing_shards(out, plan)
         if missing:
@@ -55,7 +60,7 @@ def generate(
     channels, height, width = plan.shape
     rows = [
         ("trajectories", f"{plan.count:,} of {channels}x{height}x{width}, {len(plan.sigmas)} states each"),
-        ("network evaluations each", f"{evaluations(settings.steps)}"),
+        ("network evaluations each", f"{evaluations(settings.steps, settings.solver)}"),
         ("shards", f"{plan.shards} ({settings.format}), {stored / 1e6:,.1f} MB"),
     ]
     if missing:
@@ -77,53 +82,59 @@ def generate(
     )
 
 
-def make_plan(teacher: Teacher, settings: GenerationSettings) -> Plan:
-    """What the archive will hold."""
+def make_plan(teacher: Teacher, settings: GenerationSettings, licence: str = "") -> Plan:
+    """What the archive will hold, at the noise levels that the teacher allows.
+
+    `licence` is that of a teacher that names none. UsageError naming the key that is not accepted.
+    """
     try:
-        return _plan(teacher, settings)
+        return _plan(teacher, settings, licence)
     except ValueError as error:
         raise UsageError(f"generation.{error}") from None
 
 
-def _plan(teacher: Teacher, settings: GenerationSettings) -> Plan:
+def _plan(teacher: Teacher, settings: GenerationSettings, licence: str) -> Plan:
+    sigma_min, sigma_max = network_range(teacher, settings.sigma_min, settings.sigma_max)
     return Plan(
         form=settings.format,
         count=settings.count,
         shard_size=settings.shard_size,
         shape=teacher.image_shape,
         dtype=settings.dtype,
-        sigmas=_noise_levels(settings),
+        sigmas=_stored_levels(teacher, settings, sigma_min, sigma_max),
         seed=settings.seed,
         batch_size=settings.batch_size,
         sampler={
             "steps": settings.steps,
-            "sigma_min": settings.sigma_min,
-            "sigma_max": settings.sigma_max,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
             "rho": settings.rho,
-            "solver": "heun",
+            "solver": settings.solver,
         },
         teacher={
             "sha256": teacher.sha256,
             "architecture": teacher.arch.to_json(),
             "source": teacher.source,
-            "licence": teacher.about.get("licence", ""),
+            "licence": teacher.about.get("licence") or licence,
             "dataset": teacher.about.get("dataset", ""),
         },
     )
 
 
-def _noise_levels(settings: GenerationSettings) -> tuple[float, ...]:
+def _stored_levels(
+    teacher: Teacher, settings: GenerationSettings, sigma_min: float, sigma_max: float
+) -> tuple[float, ...]:
+    """Noise levels of the stored states."""
     try:
-        schedule = sigma_schedule(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
-        levels = tuple(schedule.tolist())
+        levels = noise_levels(teacher, settings.steps, sigma_min, sigma_max, settings.rho).tolist()
     except OverflowError:
-        levels = ()
+        levels = []
     if not levels or not all(high > low for high, low in itertools.pairwise(levels)):
         raise ValueError(
-            f"sigma_min, sigma_max, rho: got {settings.sigma_min}, {settings.sigma_max}, {settings.rho}; "
+            f"sigma_min, sigma_max, rho: got {sigma_min}, {sigma_max}, {settings.rho}; "
             f"accepted: values that give {settings.steps} falling noise levels"
         )
-    return levels
+    return tuple(levels[step] for step in settings.stored_steps)
 
 
 def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> Iterator[NDArray[Any]]:
@@ -133,12 +144,15 @@ def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> 
     changes the last bits of a result.
     """
     start, stop = plan.shard_range(k)
+    schedule = noise_levels(teacher, plan.sampler["steps"], **plan.schedule)
+    # The nearest, since another machine may round a level otherwise in its last bit.
+    stored = [int((schedule - sigma).abs().argmin()) for sigma in plan.sigmas]
     for first in range(start, stop, plan.batch_size):
         last = min(first + plan.batch_size, stop)
         noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
         noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
-        sampler = {key: value for key, value in plan.sampler.items() if key != "solver"}
-        states, _ = sample_trajectory(teacher, torch.from_numpy(noise).to(device), **sampler)
+        unit = torch.from_numpy(noise).to(device)
+        states, _ = sample_trajectory(teacher, unit, **plan.sampler, keep=stored)
         yield states.transpose(0, 1)[: last - first].cpu().numpy().astype(plan.dtype)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
+from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.settings import MAX_SEED, setting
 
 
@@ -14,24 +18,82 @@ class TeacherSettings:
     source: str = setting(
         "digits", "'digits': the teacher that ships with hkdpipe; or a folder made by train-teacher"
     )
+    licence: str = setting(
+        "",
+        "the licence of a teacher that does not name its own; carried into the archive's manifest, the "
+        "export and its model card",
+    )
+
+
+_CHURN = (
+    "trajectories must be deterministic; churn is for plain sampling of the teacher: "
+    "hkdpipe sample --teacher TEACHER --churn 40 --out DIR"
+)
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """[generation]: the archive of trajectories."""
+    """[generation]: the archive of trajectories. UsageError where `store_steps` does not fit `steps`."""
+
+    REFUSED: ClassVar = dict.fromkeys(("churn", "s_churn", "s_min", "s_max", "s_noise"), _CHURN)
 
     count: int = setting(1_000_000, "trajectories in the archive", minimum=1, kind="growing")
-    steps: int = setting(
-        18, "steps of the deterministic Heun sampler; network evaluations: 2 * steps - 1", minimum=2
+    steps: int = setting(18, "steps of the deterministic sampler", minimum=2)
+    solver: str = setting(
+        "heun",
+        "'heun': second order, 2 * steps - 1 network evaluations; 'euler': first order (DDIM), steps of them",
+        choices=("heun", "euler"),
     )
-    sigma_min: float = setting(0.002, "lowest noise level before zero", above=0.0)
-    sigma_max: float = setting(80.0, "noise level of the start", above=0.0)
+    store_steps: tuple[int, ...] = setting(
+        (),
+        "after which steps the state is stored: rising numbers, the first 0 (the start), the last that of "
+        "steps (the end); []: after all",
+        minimum=0,
+    )
+    sigma_min: float = setting(
+        0.002, "lowest noise level before zero, or the lowest that the teacher was made for", above=0.0
+    )
+    sigma_max: float = setting(
+        80.0, "noise level of the start, or the highest that the teacher was made for", above=0.0
+    )
     rho: float = setting(7.0, "exponent of the noise schedule", above=0.0)
     seed: int = setting(0, "seed of the noise, one index per trajectory", minimum=0, maximum=MAX_SEED)
     format: str = setting("zarr", "form of the archive", choices=("zarr", "webdataset"))
     shard_size: int = setting(2048, "trajectories in a shard, the unit of work and of repair", minimum=1)
     dtype: str = setting("float16", "type of the stored states", choices=("float16", "float32"))
     batch_size: int = setting(256, "images in a network call; cut from a shard at fixed offsets", minimum=1)
+
+    def __post_init__(self) -> None:
+        stored = self.stored_steps
+        rising = all(one < other for one, other in itertools.pairwise(stored))
+        if not rising or stored[0] != 0 or stored[-1] != self.steps:
+            raise UsageError(
+                f"generation.store_steps: got {list(stored)}; accepted: rising numbers, the first 0, the "
+                f"last generation.steps, which is {self.steps}; or [], for all"
+            )
+
+    @property
+    def stored_steps(self) -> tuple[int, ...]:
+        """The numbers of the steps after which the state is stored."""
+        return self.store_steps or tuple(range(self.steps + 1))
+
+
+@dataclass(frozen=True)
+class TeacherSampling:
+    """`hkdpipe sample --teacher`: plain sampling, of which nothing but pictures is kept.
+
+    Noise is added before a step (S_churn, S_min, S_max, S_noise of EDM's algorithm 2) if `churn` is above 0.
+    With `edm_seeds` image i has a torch generator of its own, seed + i, as in EDM's own generator script; on
+    a GPU that is the GPU's generator.
+    """
+
+    steps: int = 18
+    solver: str = "heun"
+    churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+    edm_seeds: bool = False
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings, path: Path) -> None:
-    """Raises UsageError where the archive is another teacher's, or too small for the held-out part."""
+    """Raises UsageError where the archive is another teacher's, or holds too little for the settings."""
     made_with = archive.plan.teacher["sha256"]
     if made_with != teacher.sha256:
         raise UsageError(
@@ -98,6 +98,10 @@ def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings
     if training.validation >= len(archive):
         raise UsageError(
             f"training.validation: got {training.validation}; accepted: below the archive's {len(archive)}"
+        )
+    if training.times > 1 and len(archive.sigmas) == 2:
+        raise UsageError(
+            f"training.times: got {training.times}; accepted: 1, as {path} holds no states in between"
         )
 
 
@@ -121,9 +125,7 @@ def new_student(
     device: torch.device,
 ) -> TrainingState[HKD]:
     """The student before its first step, with its optimiser."""
-    sampler = archive.plan.sampler
-    schedule = {key: sampler[key] for key in ("sigma_min", "sigma_max", "rho")}
-    student = METHODS[training.method].from_teacher(teacher.network, koopman, **schedule)
+    student = METHODS[training.method].from_teacher(teacher.network, koopman, **archive.plan.schedule)
     student.to(device, DTYPES[training.precision])
     optimizer = torch.optim.AdamW(student.parameter_groups(training), fused=True)
     return new_state(student, optimizer)

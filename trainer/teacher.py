@@ -60,6 +60,10 @@ class Teacher:
         """The denoised images. x (N, C, H, W), sigma scalar or (N,), labels (N, classes) one-hot or None."""
         return self.network(x, sigma, labels)
 
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise levels that the network knows."""
+        return self.network.round_sigma(sigma)
+
     @property
     def arch(self) -> Architecture:
         return self.network.arch

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.pipeline.config import dump, resolve
+from hkdpipe.pipeline.config import dump, resolve, validate_run
 from hkdpipe.pipeline.options import Given, configuration_options, json_option
 from hkdpipe.pipeline.rundir import RunDir, check_change
 
@@ -16,7 +16,7 @@ from hkdpipe.pipeline.rundir import RunDir, check_change
 @click.command("config", short_help="Print, explain or check a configuration.")
 @click.option("--explain", "explained", is_flag=True, help="Each key with its meaning and what it accepts.")
 @click.option(
-    "--check", is_flag=True, help="Print nothing but whether it may be used, in --run-dir if given."
+    "--check", is_flag=True, help="Print nothing but whether a run may use it, in --run-dir if given."
 )
 @configuration_options
 @json_option
@@ -32,6 +32,7 @@ def command(given: Given, explained: bool, check: bool, as_json: bool) -> None:
         raise UsageError("--explain and --check: give one of them")
     config = given.resolve()
     if check:
+        validate_run(config)
         run = RunDir(given.run_dir) if given.run_dir else None
         if run is not None and run.config.exists():
             check_change(resolve(None, None, run.config, ()), config, run.begun())

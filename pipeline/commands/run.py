@@ -12,6 +12,7 @@ import click
 
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.pipeline import work as stages
+from hkdpipe.pipeline.config import validate_run
 from hkdpipe.pipeline.options import (
     Given,
     configuration_options,
@@ -42,6 +43,7 @@ def command(given: Given, device: str, quiet: bool, as_json: bool) -> None:
     """
     one_process_only("run")
     given = replace(given, run_dir=given.run_dir or _default_run_dir(given))
+    validate_run(given.resolve())
 
     def show_step(summary: Summary) -> None:
         if not (quiet or as_json or summary.did_nothing):

@@ -55,6 +55,7 @@ FILES = {
     *(f"evaluation/{name}.csv" for name in ("metrics", "match", "speed")),
     *(f"evaluation/rows/{name}.json" for name in ("student-1", "teacher-5")),
     *PICTURES,
+    "export/README.md",
     "export/config.json",
     "export/model.safetensors",
 }

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import pytest
 import torch
 from commands import Ran, called, hkdpipe, succeeded
 from PIL import Image
-from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, Inputs, make_teacher, settings
+from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs, make_teacher, settings
 
+from hkdpipe.stages.generate import generate
 from hkdpipe.trainer.methods.hkd import HKD
 
 GENERATE = "generate-trajectories --out new --teacher teacher"
@@ -171,10 +172,41 @@ CASES = {
         2,
         r"generation\.sigma_min: got 90\.0; accepted: below .*80\.0",
     ),
-    "too much held out": Case(
-        "config --set generation.count=10 --set training.validation=10",
+    **{
+        f"too much held out ({command})": Case(
+            f"{command} --set generation.count=10 --set training.validation=10",
+            2,
+            r"training\.validation: got 10; .*",
+        )
+        for command in ("config --check", "run --run-dir new")
+    },
+    "steps stored in the wrong order": Case(
+        "config --set generation.steps=40 --set 'generation.store_steps=[0, 20, 10, 40]'",
         2,
-        r"training\.validation: got 10; .*",
+        r"generation\.store_steps: got \[0, 20, 10, 40\]; accepted: rising numbers, .* 40; or \[\], for all",
+    ),
+    "nothing stored in between": Case(
+        f"{TRAIN.replace('archive-zarr', 'ends')} --set training.times=2",
+        2,
+        r"training\.times: got 2; accepted: 1, as ends holds no states in between",
+        lambda: generate("teacher", Path("ends"), replace(GENERATION, store_steps=(0, 3)), **WORK),
+    ),
+    "churn for trajectories": Case(
+        f"{GENERATE} --set generation.churn=40",
+        2,
+        r"generation\.churn: refused: trajectories must be deterministic; .* hkdpipe sample --teacher .*",
+    ),
+    "no such solver": Case(
+        f"{GENERATE} --set generation.solver=rk4",
+        2,
+        r'generation\.solver: got "rk4"; accepted: one of "heun", "euler"',
+    ),
+    "more than the disk holds": Case(
+        f"{GENERATE} --set generation.count=1000000000 --set generation.shard_size=1000000 "
+        "--set generation.dtype=float32 --set generation.steps=10000",
+        1,
+        r"new: 1,000,000,000 trajectories x 10001 states x 256 B = 2,560\.\d TB are to be stored, "
+        r".*B are free on /.*; take a smaller generation\.count, fewer generation\.store_steps, or .*",
     ),
     **{
         f"{key} too large": Case(
@@ -390,6 +422,19 @@ CASES = {
         3,
         r"images\.npz: holds no array named 'images'",
         npz(pictures=np.zeros((4, 8, 8), np.uint8)),
+    ),
+    "samples of no teacher": Case(
+        "sample --out new --teacher none", 3, r"none: no such teacher; accepted: .*"
+    ),
+    "a solver that samples nothing": Case(
+        "sample --out new --teacher teacher --solver rk4",
+        2,
+        r"Invalid value for '--solver': 'rk4' is not one of 'heun', 'euler'\. \(see hkdpipe sample --help\)",
+    ),
+    "a single step": Case(
+        "sample --out new --teacher teacher --steps 1",
+        2,
+        r"Invalid value for '--steps': 1 is not in the range x>=2\. .*",
     ),
     "no model": Case(f"{SAMPLE} none", 3, r"none: no such model; accepted: .*"),
     "an empty folder": Case(f"{SAMPLE} empty", 3, r"empty: no such model; .*", lambda: Path("empty").mkdir()),

@@ -141,8 +141,11 @@ class HKD(nn.Module):
 
         `sigmas` (n + 1,) are those of the stored states, the last one 0; drawn are states 0 .. n-1. With one
         time: the start with probability `endpoint_share`, else one in between. With s: the start first.
+        Where no states in between are stored, it is always the start.
         """
         between = np.arange(1, len(sigmas) - 1)
+        if not len(between):
+            return np.zeros((len(positions), training.times), dtype=np.int64)
         draws = rng.uniform(training.seed, "times", positions, training.times + 1)
         if training.time_sampling == "grid":
             states = between[(draws[:, 1:] * len(between)).astype(np.int64)]

@@ -24,6 +24,7 @@ def test_round_trip(plan: Plan) -> None:
 def test_sizes(plan: Plan) -> None:
     assert plan.states_shape == (5, 2, 3, 4)
     assert (plan.state_bytes, plan.trajectory_bytes) == (48, 240)
+    assert plan.schedule == {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     assert plan.shards == 3
     assert [plan.shard_range(k) for k in range(3)] == [(0, 4), (4, 8), (8, 10)]
     assert dataclasses.replace(plan, count=8).shards == 2
@@ -50,6 +51,7 @@ def test_identity_is_all_but_the_count_and_the_teachers_path(plan: Plan) -> None
             {"seed": 8},
             {"batch_size": 5},
             {"sampler": plan.sampler | {"steps": 5}},
+            {"sampler": plan.sampler | {"solver": "euler"}},
         )
     ]
     other += [teacher(sha256="ac" * 32), teacher(licence="other")]
@@ -96,7 +98,7 @@ def test_damaged_plan_names_file_and_key(plan: Plan, key: str, value: Any) -> No
         ("sampler", "steps", 0),
         ("sampler", "sigma_max", "80"),
         ("sampler", "rho", 0),
-        ("sampler", "solver", "euler"),
+        ("sampler", "solver", "ddim"),
         ("teacher", "sha256", "abc"),
     ],
 )

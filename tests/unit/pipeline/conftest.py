@@ -37,8 +37,9 @@ class FakeStages:
             did_nothing=did_nothing,
         )
 
-    def generate(self, teacher: str, out: Path, settings: Any, **work: Any) -> Summary:
-        return self._do("generate", out / "plan.json", teacher=teacher, out=out, settings=settings, **work)
+    def generate(self, teacher: str, out: Path, settings: Any, licence: str, **work: Any) -> Summary:
+        arguments = {"teacher": teacher, "out": out, "settings": settings, "licence": licence}
+        return self._do("generate", out / "plan.json", **arguments, **work)
 
     def train(
         self, teacher: str, archive: Path, out: Path, training: Any, koopman: Any, **work: Any
@@ -62,6 +63,12 @@ class FakeStages:
     def sample(self, model: Path, out: Path, count: int, seed: int, **work: Any) -> Summary:
         return self._do("sample", out / "samples.png", model=model, count=count, seed=seed, **work)
 
+    def sample_teacher(
+        self, teacher: str, out: Path, count: int, seed: int, sampling: Any, **work: Any
+    ) -> Summary:
+        arguments = {"teacher": teacher, "count": count, "seed": seed, "sampling": sampling}
+        return self._do("sample_teacher", out / "samples.png", **arguments, **work)
+
     def train_teacher(self, data: str, out: Path, settings: Any, **work: Any) -> Summary:
         return self._do("train_teacher", out / "model", data=data, settings=settings, **work)
 
@@ -72,6 +79,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     for name in ("generate", "train", "evaluate", "sample", "train_teacher"):
         module = SimpleNamespace(**{name: getattr(fakes, name)})
         monkeypatch.setitem(sys.modules, f"hkdpipe.stages.{name}", module)
+    sys.modules["hkdpipe.stages.sample"].sample_teacher = fakes.sample_teacher
     world = SimpleNamespace(first=True, size=1, rank=0)
     distributed = SimpleNamespace(
         world_from_environment=lambda: world, choose_device=lambda name, world: f"device {name}"

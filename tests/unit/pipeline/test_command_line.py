@@ -18,6 +18,7 @@ from hkdpipe.manifests.errors import InputError, Interrupted, InUseError
 from hkdpipe.manifests.files import exclusive_lock
 from hkdpipe.pipeline.cli import COMMANDS
 from hkdpipe.stages.reporting import Silent
+from hkdpipe.stages.settings import TeacherSampling
 from hkdpipe.trainer.settings import TeacherTrainingSettings
 
 Hkdpipe = Callable[..., Any]
@@ -76,6 +77,24 @@ def test_version(hkdpipe: Hkdpipe) -> None:
             "train --method kkd --run-dir x",
             2,
             'training.method: got "kkd"; accepted: one of "hkd"',
+        ),
+        ("sample --out x", 2, "--model or --teacher: give one of them"),
+        ("sample --out x --model m --teacher t", 2, "--model or --teacher: give one of them"),
+        ("sample --out x --model m --steps 9", 2, "--steps: accepted with --teacher only, for its sampler"),
+        (
+            "sample --out x --model m --edm-seeds",
+            2,
+            "--edm-seeds: accepted with --teacher only, for its sampler",
+        ),
+        ("sample --out x --teacher t --s-max 50", 2, "--s-max: accepted with --churn above 0 only"),
+        *(
+            (
+                f"sample --out x --teacher t --{option} {value}",
+                2,
+                f"Invalid value for '--{option}': {value} is not a finite number. "
+                "(see hkdpipe sample --help)",
+            )
+            for option, value in (("churn", "inf"), ("s-max", "nan"), ("s-noise", "nan"))
         ),
         (
             "train-teacher --data digits --out x --channel-mult 1,b",
@@ -210,6 +229,17 @@ def test_sample(stages: Any, hkdpipe: Hkdpipe) -> None:
     assert hkdpipe("sample", "--model", "m", "--out", "s", "--count", "5").code == 0
     assert (last_call(stages)["count"], last_call(stages)["seed"]) == (5, 0)
     assert hkdpipe("sample", "--model", "m", "--out", "s", "--count", "0").code == 2
+
+
+def test_sample_of_a_teacher(stages: Any, hkdpipe: Hkdpipe) -> None:
+    assert hkdpipe("sample", "--teacher", "digits", "--out", "s").code == 0
+    assert last_call(stages)["sampling"] == TeacherSampling()
+    options = "--steps 256 --churn 40 --s-min 0.05 --s-max inf --s-noise 1.003 --solver euler --edm-seeds"
+    assert hkdpipe("sample", "--teacher", "t", "--out", "s", *options.split()).code == 0
+    assert last_call(stages)["teacher"] == "t"
+    assert last_call(stages)["sampling"] == TeacherSampling(
+        256, "euler", 40.0, s_min=0.05, s_noise=1.003, edm_seeds=True
+    )
 
 
 def test_train_teacher(stages: Any, hkdpipe: Hkdpipe) -> None:

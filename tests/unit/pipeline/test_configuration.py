@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.pipeline.config import SECTIONS, Config, dump, presets, resolve, toml_value
+from hkdpipe.pipeline.config import SECTIONS, Config, dump, presets, resolve, toml_value, validate_run
 from hkdpipe.pipeline.explain import describe, explain
 
 KEYS = [(name, field) for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
@@ -19,6 +19,8 @@ IDS = [f"{name}.{field.name}" for name, field in KEYS]
 
 def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
     """An accepted value that is not the default."""
+    if field.name == "store_steps":
+        return (0, 7, 18)
     if field.metadata["choices"]:
         others = [choice for choice in field.metadata["choices"] if choice != field.default]
         if isinstance(field.default, tuple):
@@ -68,7 +70,9 @@ def test_the_given_source_wins_over_the_stored_one_and_overrides_over_all(tmp_pa
 
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_accepted(name: str) -> None:
-    assert resolve(name, None, None, ()) != Config()
+    config = resolve(name, None, None, ())
+    assert config != Config()
+    validate_run(config)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +113,47 @@ def test_toml_values(text: str, value: Any) -> None:
             "generation.sigma_min=80",
             "generation.sigma_min: got 80.0; accepted: below generation.sigma_max, which is 80.0",
         ),
-        (
-            "generation.count=256",
-            "training.validation: got 256; accepted: below generation.count, which is 256",
+        *(
+            (
+                f"generation.store_steps={given}",
+                f"generation.store_steps: got {given}; accepted: rising numbers, the first 0, the last "
+                "generation.steps, which is 18; or [], for all",
+            )
+            for given in ("[1, 18]", "[0, 17]", "[0, 5, 5, 18]", "[0]", "[0, 19, 18]")
+        ),
+        *(
+            (
+                f"generation.{key}=40",
+                f"generation.{key}: refused: trajectories must be deterministic; churn is for plain sampling "
+                "of the teacher: hkdpipe sample --teacher TEACHER --churn 40 --out DIR",
+            )
+            for key in ("churn", "s_churn", "s_noise")
         ),
     ],
 )
 def test_refused_overrides(override: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(None, None, None, [override])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["generation.count=256"],
+            "training.validation: got 256; accepted: below generation.count, which is 256",
+        ),
+        (
+            ["generation.store_steps=[0, 18]", "training.times=2"],
+            "training.times: got 2; accepted: 1, as generation.store_steps leaves out all states in between",
+        ),
+    ],
+)
+def test_what_a_run_would_refuse_may_serve_a_single_stage(overrides: list[str], message: str) -> None:
+    config = resolve(None, None, None, overrides)
+    with pytest.raises(UsageError) as caught:
+        validate_run(config)
     assert str(caught.value) == message
 
 
@@ -156,7 +192,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         resolve(None, tmp_path / "mine.toml", None, ())
     with pytest.raises(UsageError, match=r"--preset: no preset 'digit'; did you mean 'digits'\?"):
         resolve("digit", None, None, ())
-    with pytest.raises(UsageError, match=r"--preset: no preset '\.\./x'; known: digits"):
+    with pytest.raises(UsageError, match=r"--preset: no preset '\.\./x'; known: afhqv2, .*, digits, "):
         resolve("../x", None, None, ())
     with pytest.raises(UsageError, match="--preset and --config: give one of them"):
         resolve("digits", tmp_path / "mine.toml", None, ())

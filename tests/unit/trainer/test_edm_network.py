@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hkdpipe.manifests import rng
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet
 from hkdpipe.trainer.networks.layers import Conv2d, resampling_kernel
-from hkdpipe.trainer.sampler import sample_trajectory
+from hkdpipe.trainer.sampler import Churn, sample_stochastic, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
 Relative = Callable[[Tensor, Tensor], float]
@@ -95,12 +95,41 @@ def test_trajectories_are_those_of_edm_at_every_state(
     snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative, steps: int
 ) -> None:
     teacher, numbers = snapshot
-    sigmas = teacher.network.noise_levels(steps)
-    torch.testing.assert_close(sigmas, numbers[f"ts_heun{steps}"], rtol=1e-12, atol=0)
-    states = sample_trajectory(teacher, numbers["latents"], sigmas, numbers.get("labels"))
+    states, sigmas = sample_trajectory(teacher, numbers["latents"], steps, numbers.get("labels"))
+    torch.testing.assert_close(sigmas, numbers[f"ts_heun{steps}"].double(), rtol=1e-12, atol=0)
     expected = numbers[f"traj_heun{steps}"]
     assert len(states) == steps + 1
     assert max(map(relative, states, expected)) < 1e-4
+
+
+def test_euler_samples_are_those_of_edm(
+    snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative
+) -> None:
+    teacher, numbers = snapshot
+    if "euler18" not in numbers:
+        pytest.skip("recorded for EDM's preconditioning alone")
+    states, _ = sample_trajectory(
+        teacher, numbers["latents"], 18, numbers.get("labels"), solver="euler", keep=[18]
+    )
+    assert relative(states[0], numbers["euler18"]) < 1e-5
+
+
+def test_stochastic_samples_are_those_of_edm(
+    snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative
+) -> None:
+    """Whose noise was drawn step by step in float64, from a generator for each image."""
+    teacher, numbers = snapshot
+    if "churn18" not in numbers:
+        pytest.skip("recorded for EDM's preconditioning alone")
+    generators = [torch.Generator().manual_seed(seed) for seed in range(10, 14)]
+
+    def draw(step: int) -> Tensor:
+        noise = [torch.randn(teacher.image_shape, generator=each, dtype=torch.float64) for each in generators]
+        return torch.stack(noise)
+
+    churn = Churn(40, 0.05, 50, 1.003)
+    images = sample_stochastic(teacher, numbers["latents"], draw, churn, labels=numbers.get("labels"))
+    assert relative(images, numbers["churn18"]) < 1e-5
 
 
 def golden_network(arch: Architecture) -> PreconditionedUNet:

@@ -231,6 +231,10 @@ def test_frequencies_of_the_states_drawn(sampling: str, probabilities: Any, time
     assert chisquare(counts, expected).pvalue > 0.01
 
 
+def test_where_only_the_ends_are_stored_the_start_is_drawn() -> None:
+    assert (draw(20, SIGMAS[[0, -1]], endpoint_share=0.0) == np.zeros((20, 1))).all()
+
+
 def test_with_several_times_the_start_comes_first() -> None:
     drawn = draw(500, times=5, endpoint_share=0.0)
     assert drawn.shape == (500, 5)

@@ -4,13 +4,21 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from hkdpipe.trainer.sampler import evaluations, sample_trajectory, sigma_schedule
+from hkdpipe.trainer.sampler import (
+    Churn,
+    evaluations,
+    network_range,
+    sample_stochastic,
+    sample_trajectory,
+    sigma_schedule,
+)
 
 Relative = Callable[[Tensor, Tensor], float]
 SPREAD = 0.5
@@ -47,16 +55,28 @@ def test_schedule_formula(low: float, high: float, rho: float) -> None:
     np.testing.assert_allclose(sigmas[[0, -1]], [high, low], rtol=1e-12)
 
 
-def test_heun_is_of_second_order_on_the_gaussian_solution() -> None:
+@pytest.mark.parametrize(("solver", "order"), [("heun", 2), ("euler", 1)])
+def test_order_of_the_solvers_on_the_gaussian_solution(solver: str, order: int) -> None:
     noise = torch.randn(4, 1, 2, 2, dtype=torch.float64)
     errors = []
     for intervals in (32, 64, 128):
-        states, sigmas = sample_trajectory(gaussian_denoiser, noise, intervals + 1)
+        states, sigmas = sample_trajectory(gaussian_denoiser, noise, intervals + 1, solver=solver)
         exact = gaussian_solution(states[0], sigmas)
         errors.append((states[-2] - exact[-2]).norm().item())
     orders = [math.log2(one / other) for one, other in itertools.pairwise(errors)]
-    assert all(1.7 < order < 2.3 for order in orders), orders
-    assert errors[-1] < 1e-3 * gaussian_solution(noise * 80, sigmas)[-2].norm().item()
+    assert all(abs(found - order) < 0.3 for found in orders), orders
+    assert errors[-1] < 20.0**-order * gaussian_solution(noise * 80, sigmas)[-2].norm().item()
+
+
+def test_euler_is_ddim(relative: Relative) -> None:
+    """DDIM's update: the noise that the denoised image leaves, at the level of the next step."""
+    noise = torch.randn(2, 1, 2, 2, dtype=torch.float64)
+    states, sigmas = sample_trajectory(gaussian_denoiser, noise, 6, solver="euler")
+    x = noise * sigmas[0]
+    for now, then in itertools.pairwise(sigmas.tolist()):
+        denoised = gaussian_denoiser(x, now, None)
+        x = denoised + then * (x - denoised) / now
+    assert relative(states[-1], x) < 1e-12
 
 
 def test_last_step_is_the_denoised_image(relative: Relative) -> None:
@@ -82,7 +102,8 @@ def test_states_are_float64_and_start_at_the_scaled_noise() -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 5, 18])
-def test_number_of_evaluations_is_twice_the_steps_less_one(steps: int) -> None:
+@pytest.mark.parametrize("solver", ["heun", "euler"])
+def test_number_of_evaluations(solver: str, steps: int) -> None:
     calls: list[tuple[float, Tensor | None]] = []
     labels = torch.ones(1)
 
@@ -90,6 +111,64 @@ def test_number_of_evaluations_is_twice_the_steps_less_one(steps: int) -> None:
         calls.append((sigma, labels))
         return x
 
-    sample_trajectory(counting, torch.zeros(1, 1, 2, 2), steps, labels)
-    assert len(calls) == evaluations(steps) == 2 * steps - 1
+    sample_trajectory(counting, torch.zeros(1, 1, 2, 2), steps, labels, solver=solver)
+    expected = {"heun": 2 * steps - 1, "euler": steps}[solver]
+    assert len(calls) == evaluations(steps, solver) == expected
     assert all(sigma > 0 and given is labels for sigma, given in calls)
+
+
+def test_some_steps_can_be_kept() -> None:
+    noise = torch.randn(2, 1, 2, 2)
+    states, sigmas = sample_trajectory(gaussian_denoiser, noise, 6)
+    some, levels = sample_trajectory(gaussian_denoiser, noise, 6, keep=[6, 0, 3])
+    assert torch.equal(some, states[[0, 3, 6]])
+    assert torch.equal(levels, sigmas[[0, 3, 6]])
+
+
+def test_noise_levels_stay_in_the_range_of_the_network() -> None:
+    class Limited:
+        arch = SimpleNamespace(sigma_min=0.02, sigma_max=50.0)
+
+        def __call__(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+            assert 0.02 * (1 - 1e-12) < sigma < 50 * (1 + 1e-12)
+            return x / 2
+
+    noise = torch.ones(1, 1, 1, 1)
+    states, sigmas = sample_trajectory(Limited(), noise, 5)
+    assert torch.equal(sigmas, sigma_schedule(5, 0.02, 50.0))
+    assert states[0].item() == sigmas[0]
+    assert network_range(Limited(), 0.5, 2.0) == (0.5, 2.0)
+    sample_stochastic(Limited(), noise, lambda step: noise, Churn(0), 5)
+
+
+def test_churn_raises_the_level_of_a_step() -> None:
+    """By a share of it: the amount spread over the steps, at most sqrt(2) - 1, between s_min and s_max."""
+    churn = Churn(3.0, s_min=0.1, s_max=10.0)
+    assert churn.raised(2.0, steps=30) == pytest.approx(2.2)
+    assert churn.raised(2.0, steps=5) == pytest.approx(2.0 * math.sqrt(2))
+    assert [churn.raised(sigma, steps=30) for sigma in (0.09, 11.0)] == [0.09, 11.0]
+    assert [churn.raised(sigma, steps=30) for sigma in (0.1, 10.0)] == pytest.approx([0.11, 11.0])
+
+
+@pytest.mark.parametrize("solver", ["heun", "euler"])
+def test_without_churn_stochastic_sampling_is_the_end_of_the_trajectory(solver: str) -> None:
+    noise = torch.randn(2, 1, 2, 2)
+    asked: list[int] = []
+
+    def draw(step: int) -> Tensor:
+        asked.append(step)
+        return torch.ones_like(noise)
+
+    images = sample_stochastic(gaussian_denoiser, noise, draw, Churn(0.0), 6, solver=solver)
+    assert torch.equal(images, sample_trajectory(gaussian_denoiser, noise, 6, solver=solver)[0][-1])
+    assert asked == list(range(6))
+
+
+def test_churned_samples_keep_the_spread_of_the_data() -> None:
+    """Each step adds as much noise as it then removes."""
+    noise = torch.randn(20_000, 1, 1, 1, dtype=torch.float64)
+    images = sample_stochastic(
+        gaussian_denoiser, noise, lambda step: torch.randn_like(noise), Churn(40.0), steps=200
+    )
+    assert images.std().item() == pytest.approx(SPREAD, rel=0.03)
+    assert abs(np.corrcoef(images.ravel(), noise.ravel())[0, 1]) < 0.05

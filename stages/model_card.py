@@ -1,0 +1,73 @@
+"""The README of an export: what the model is, where it comes from, how to use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def model_card(model: Mapping[str, Any], about: Mapping[str, Any], metric: str, match: Rows) -> str:
+    """A page of Markdown from the export's configuration `model` and facts `about`.
+
+    `metric` names the Frechet distance in about["metrics"], `match` are the errors on held-out trajectories
+    from every stored state, the start first. Times are left out: they are the machine's, not the model's.
+    """
+    arch, teacher = model["architecture"], about["teacher"]
+    shape = f"{arch['img_channels']}x{arch['img_resolution']}x{arch['img_resolution']}"
+    licence = _line(teacher["licence"]) or "not stated"
+    return f"""# One-step generator of {shape} images
+
+Made by hkdpipe: a student (method `{model["method"]}`) that makes in one network evaluation what its teacher,
+an EDM diffusion model, makes in many.
+
+- Teacher: `{_line(teacher["source"])}`, SHA-256 `{teacher["sha256"]}`
+- Licence of the teacher: {licence}. The weights here began as the teacher's and are derived from them: see
+  what its licence says of that before you use or pass on either.
+- Trajectories of the teacher seen: {about["checkpoint"]["seen"]:,}
+- Weights: {_WEIGHTS[about["weights"]]}
+
+## Sampling
+
+```
+hkdpipe sample --model THIS_FOLDER --count 64 --out samples
+```
+
+```python
+import torch
+from hkdpipe.trainer.methods.hkd import HKD
+
+model = HKD.from_pretrained("THIS_FOLDER")
+images = model.sample(torch.randn(16, *model.image_shape))  # in [-1, 1]
+```
+
+## Measurements
+
+{_measurements(about["metrics"], metric, match)}
+"""
+
+
+_WEIGHTS = {"ema": "average over the training (EMA)", "raw": "of the last step"}
+
+
+def _measurements(rows: Rows, metric: str, match: Rows) -> str:
+    parts = []
+    if rows:
+        lines = [f"| | network evaluations | images | {metric} |", "| --- | --- | --- | --- |"]
+        for row in rows:
+            nfe = row["nfe"] or "-"
+            lines.append(f"| {row['name']} | {nfe} | {row['samples']:,} | {row[metric]:.2f} |")
+        parts.append("\n".join(lines))
+    if match:
+        error = match[0]["mse"]
+        parts.append(
+            "Difference from the teacher's images for the same noise, on held-out trajectories: root mean "
+            f"square {math.sqrt(error):.4f}, in a range from -1 to 1."
+        )
+    return "\n\n".join(parts) or "None."
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split())

@@ -1,0 +1,43 @@
+"""All three stages on an archive that keeps some states of an Euler sampler."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs
+
+from hkdpipe.manifests.archive import open_archive
+from hkdpipe.manifests.files import read_json
+from hkdpipe.stages.evaluate import evaluate
+from hkdpipe.stages.generate import generate
+from hkdpipe.stages.train import train
+from hkdpipe.trainer.distributed import World
+from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.sampler import sigma_schedule
+
+
+@pytest.mark.parametrize("store_steps", [(0, 5, 6), (0, 2, 6), (0, 6)])
+def test_training_and_evaluation_follow_the_archive(
+    store_steps: tuple[int, ...], inputs: Inputs, tmp_path: Path
+) -> None:
+    """The evolution ends at the schedule's sigma_min even where no state at it is stored. The licence given
+    for the teacher reaches the export."""
+    archive, training = tmp_path / "archive", tmp_path / "training"
+    generation = replace(GENERATION, steps=6, solver="euler", store_steps=store_steps)
+    generate(str(inputs.teacher), archive, generation, "CC0", **WORK)
+    with open_archive(archive) as opened:
+        assert opened.sigmas.tolist() == sigma_schedule(6)[list(store_steps)].tolist()
+    train(str(inputs.teacher), archive, training, TRAINING, KOOPMAN, world=World(), **WORK)
+    out, export = tmp_path / "evaluation", tmp_path / "export"
+    evaluate(str(inputs.teacher), archive, training / "checkpoints", out, export, EVALUATION, **WORK)
+    assert HKD.from_pretrained(export).sigma_min == 0.002
+    assert read_json(export / "config.json")["about"]["teacher"]["licence"] == "CC0"
+    assert "Licence of the teacher: CC0." in (export / "README.md").read_text()
+    with (out / "match.csv").open() as file:
+        assert [float(row["sigma"]) for row in csv.DictReader(file)] == list(opened.sigmas[:-1])
+    with (out / "metrics.csv").open() as file:
+        # Of the teacher with three and two steps of Euler's method.
+        assert [row["nfe"] for row in csv.DictReader(file)] == ["1", "3", "2", "0"]

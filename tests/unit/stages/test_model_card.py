@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hkdpipe.stages.model_card import model_card
+
+MODEL = {"method": "hkd", "architecture": {"img_channels": 3, "img_resolution": 32}}
+
+
+def card(licence: str = "CC BY-NC-SA 4.0", match: Any = (), **about: Any) -> str:
+    teacher = {"source": "a teacher.pkl", "sha256": "ab" * 32, "licence": licence}
+    facts = {"teacher": teacher, "checkpoint": {"seen": 54_000_000}, "weights": "ema", "metrics": []}
+    return model_card(MODEL, facts | about, "fd_digits", match)
+
+
+def test_teacher_and_licence_are_named() -> None:
+    text = card()
+    assert text.startswith("# One-step generator of 3x32x32 images\n")
+    assert f"Teacher: `a teacher.pkl`, SHA-256 `{'ab' * 32}`" in text
+    assert "Licence of the teacher: CC BY-NC-SA 4.0." in text
+    assert "seen: 54,000,000" in text
+    assert "Licence of the teacher: not stated." in card(licence="")
+
+
+def test_a_licence_stays_in_its_line() -> None:
+    assert "teacher: mine # Heading." in card(licence="mine\n\n# Heading")
+
+
+def test_measurements() -> None:
+    rows = [
+        {"name": "student", "nfe": 1, "samples": 50_000, "fd_digits": 3.301},
+        {"name": "two halves", "nfe": 0, "samples": 898, "fd_digits": 20.0},
+    ]
+    text = card(metrics=rows, match=[{"mse": 0.04}, {"mse": 0.01}])
+    assert "| student | 1 | 50,000 | 3.30 |\n| two halves | - | 898 | 20.00 |\n" in text
+    assert "root mean square 0.2000," in text
+    assert card().endswith("## Measurements\n\nNone.\n")
