@@ -173,7 +173,8 @@ def stopped_and_resumed(folder: Path, command: list[str], begun: Path, number: s
     assert "Traceback" not in ran.err
     resumed = succeeded(hkdpipe(folder, *command))
     # It starts from what was done, not from zero.
-    assert re.match(r"(training|generating trajectories): [1-9]", resumed.err)
+    assert re.search(r"^(training|generating trajectories): [1-9]", resumed.err, re.MULTILINE)
+    assert not re.search(r": 0/", resumed.err)
 
 
 def test_sigterm_amid_training(inputs: Inputs, tmp_path: Path) -> None:
