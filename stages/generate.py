@@ -19,6 +19,7 @@ from hkdpipe.manifests.files import exclusive_lock, make_folders
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import GenerationSettings
+from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.sampler import evaluations, sample_trajectory, sigma_schedule
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
@@ -94,6 +95,7 @@ def _plan(teacher: Teacher, settings: GenerationSettings) -> Plan:
         dtype=settings.dtype,
         sigmas=_noise_levels(settings),
         seed=settings.seed,
+        classes=settings.classes or tuple(range(teacher.arch.label_dim)),
         batch_size=settings.batch_size,
         sampler={
             "steps": settings.steps,
@@ -138,7 +140,8 @@ def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> 
         noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
         noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
         sampler = {key: value for key, value in plan.sampler.items() if key != "solver"}
-        states, _ = sample_trajectory(teacher, torch.from_numpy(noise).to(device), **sampler)
+        labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
+        states, _ = sample_trajectory(teacher, torch.from_numpy(noise).to(device), labels=labels, **sampler)
         yield states.transpose(0, 1)[: last - first].cpu().numpy().astype(plan.dtype)
 
 
