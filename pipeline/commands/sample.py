@@ -24,18 +24,44 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
 )
+@click.option(
+    "--class",
+    "class_number",
+    type=int,
+    metavar="NUMBER",
+    help="Class of all pictures, if the model knows classes; without it, each has one drawn by the seed.",
+)
 @work_options
-def command(model: Path, out: Path, count: int, seed: int, device: str, quiet: bool, as_json: bool) -> None:
+def command(
+    model: Path,
+    out: Path,
+    count: int,
+    seed: int,
+    class_number: int | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """One-step samples from a checkpoint or an export.
 
     \b
       hkdpipe sample --model runs/digits/export --count 64 --out samples
+      hkdpipe sample --model conditional/export --class 3 --out threes
     """
     one_process_only("sample")
     with working(device, quiet) as work:
         from hkdpipe.stages.sample import sample
 
         def call() -> Summary:
-            return sample(model, out, count, seed, device=work.device, reporter=work.reporter, stop=work.stop)
+            return sample(
+                model,
+                out,
+                count,
+                seed,
+                class_number=class_number,
+                device=work.device,
+                reporter=work.reporter,
+                stop=work.stop,
+            )
 
         report(work.perform("sample", out, None, call), quiet, as_json)
