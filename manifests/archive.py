@@ -40,8 +40,11 @@ Integers = Sequence[int] | NDArray[np.integer]
 
 class _Form(Protocol):
     def shard_file(self, k: int) -> str: ...
+    def labels_file(self, plan: Plan, k: int) -> str: ...
     def prepare(self, root: Path, plan: Plan) -> None: ...
-    def encode_shard(self, plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int]: ...
+    def encode_shard(
+        self, plan: Plan, k: int, states: NDArray[Any]
+    ) -> tuple[memoryview, int, int, memoryview | None]: ...
 
 
 _FORMS: dict[str, _Form] = {"zarr": zarr_form, "webdataset": webdataset_form}
@@ -70,7 +73,7 @@ def begin(root: Path, plan: Plan) -> None:
 
 
 def missing_shards(root: Path, plan: Plan) -> list[int]:
-    """The shards still to be written: those without a valid record or without a file of the recorded size."""
+    """The shards still to be written: those without a valid record or without files of the recorded sizes."""
     return [k for k in range(plan.shards) if _valid_record(root, plan, k) is None]
 
 
@@ -94,10 +97,14 @@ def write_shard(
     record_path = _record_path(root, k)
     # A record must never stand beside a file that it was not made from.
     _unlink(record_path)
-    data, offset, stride = form.encode_shard(plan, k, states)
+    data, offset, stride, labels = form.encode_shard(plan, k, states)
     file = form.shard_file(k)
-    make_folders((root / file).parent)
-    write_atomic(root / file, data)
+    _write(root / file, data)
+    stored_labels = {}
+    if labels is not None:
+        place = form.labels_file(plan, k)
+        _write(root / place, labels)
+        stored_labels = {"file": place, "bytes": len(labels), "sha256": hashlib.sha256(labels).hexdigest()}
     record = ShardRecord(
         index=k,
         file=file,
@@ -109,6 +116,7 @@ def write_shard(
         stride=stride,
         plan=plan.identity(),
         fingerprint=fingerprint,
+        labels=stored_labels,
     )
     write_json(record_path, record.to_json())
     return record
@@ -149,7 +157,7 @@ def describe(root: Path) -> dict[str, Any]:
     complete = False
     if (root / "manifest.json").exists():
         plan, records = _read_manifest(root)
-        records = [record for record in records if _size(root / record.file) == record.bytes]
+        records = [record for record in records if _sizes_are_right(root, record)]
         complete = len(records) == plan.shards
     elif (root / "plan.json").exists():
         plan = Plan.from_json(read_json(root / "plan.json"), root / "plan.json")
@@ -161,7 +169,7 @@ def describe(root: Path) -> dict[str, Any]:
         "shards": plan.shards if plan else 0,
         "trajectories": sum(record.stop - record.start for record in records),
         "count": plan.count if plan else 0,
-        "bytes": sum(record.bytes for record in records),
+        "bytes": sum(size for record in records for _, size, _ in record.files),
     }
 
 
@@ -229,7 +237,7 @@ class Archive:
         while done < len(target):
             count = os.preadv(file.descriptor, [target[done:].data], offset + done)
             if count == 0:
-                raise _damaged(self._root, shard, "ends early")
+                raise _damaged(self._root, shard, shard.file, "ends early")
             done += count
 
     def _open(self, k: int) -> _OpenFile:
@@ -245,11 +253,10 @@ class Archive:
             try:
                 file = _OpenFile(self._root / shard.file)
             except FileNotFoundError:
-                raise _damaged(self._root, shard, "is missing") from None
+                raise _damaged(self._root, shard, shard.file, "is missing") from None
             stamp = file.stamp()
             if self._verified.get(k) != stamp:
-                if file.sha256() != shard.sha256:
-                    raise _damaged(self._root, shard, "is damaged: its SHA-256 is not the manifest's")
+                self._verify(shard, file)
                 self._verified[k] = stamp
         with self._files_lock:
             if self._files is not None:
@@ -258,17 +265,29 @@ class Archive:
                     self._files.popitem(last=False)
         return file
 
+    def _verify(self, shard: ShardRecord, states: _OpenFile) -> None:
+        """InputError unless the shard's files have the bytes of the manifest."""
+        for name, _, sha256 in shard.files:
+            try:
+                file = states if name == shard.file else _OpenFile(self._root / name)
+            except FileNotFoundError:
+                raise _damaged(self._root, shard, name, "is missing") from None
+            if file.sha256() != sha256:
+                raise _damaged(self._root, shard, name, "is damaged: its SHA-256 is not the manifest's")
+
 
 def open_archive(path: str | Path) -> Archive:
     """Open a finished archive. InputError if it is none or a shard's file is missing or of another size."""
     root = Path(path)
     plan, shards = _read_manifest(root)
     for shard in shards:
-        size = _size(root / shard.file)
-        if size is None:
-            raise _damaged(root, shard, "is missing")
-        if size != shard.bytes:
-            raise _damaged(root, shard, f"is damaged: it has {size} bytes, not the manifest's {shard.bytes}")
+        for file, recorded, _ in shard.files:
+            size = _size(root / file)
+            if size is None:
+                raise _damaged(root, shard, file, "is missing")
+            if size != recorded:
+                what = f"is damaged: it has {size} bytes, not the manifest's {recorded}"
+                raise _damaged(root, shard, file, what)
     return Archive(root, plan, shards)
 
 
@@ -338,6 +357,7 @@ def _fits(plan: Plan, identity: str, k: int, record: ShardRecord) -> bool:
         record.index == k
         and record.plan == identity
         and record.file == _FORMS[plan.form].shard_file(k)
+        and record.labels.get("file", "") == _FORMS[plan.form].labels_file(plan, k)
         and (record.start, record.stop) == plan.shard_range(k)
         and record.stride >= plan.trajectory_bytes
         and last + plan.trajectory_bytes <= record.bytes
@@ -354,7 +374,7 @@ def _valid_record(root: Path, plan: Plan, k: int) -> ShardRecord | None:
         record = ShardRecord.from_json(read_json(path), path)
     except InputError:
         return None
-    good = _fits(plan, plan.identity(), k, record) and _size(root / record.file) == record.bytes
+    good = _fits(plan, plan.identity(), k, record) and _sizes_are_right(root, record)
     return record if good else None
 
 
@@ -384,11 +404,20 @@ def _size(path: Path) -> int | None:
         return None
 
 
+def _sizes_are_right(root: Path, record: ShardRecord) -> bool:
+    return all(_size(root / file) == size for file, size, _ in record.files)
+
+
+def _write(path: Path, data: memoryview) -> None:
+    make_folders(path.parent)
+    write_atomic(path, data)
+
+
 def _unlink(path: Path) -> None:
     if path.exists():
         path.unlink(missing_ok=True)
         sync(path.parent)
 
 
-def _damaged(root: Path, shard: ShardRecord, what: str) -> InputError:
-    return InputError(f"{root}: shard {shard.index} ({shard.file}) {what}")
+def _damaged(root: Path, shard: ShardRecord, file: str, what: str) -> InputError:
+    return InputError(f"{root}: shard {shard.index} ({file}) {what}")

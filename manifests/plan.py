@@ -6,12 +6,14 @@ import dataclasses
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.settings import digest
 
@@ -19,6 +21,8 @@ FORMAT_VERSION = 1
 _SCHEDULE_KEYS = ("sigma_min", "sigma_max", "rho")
 _SAMPLER_KEYS = ("steps", *_SCHEDULE_KEYS, "solver")
 _TEACHER_KEYS = ("sha256", "architecture", "source", "licence", "dataset")
+_LABELS_KEYS = ("file", "bytes", "sha256")
+_LEFT_OUT_IF_EMPTY = ("classes", "labels")  # archives without classes know nothing of them
 _Record = TypeVar("_Record", "Plan", "ShardRecord")
 
 
@@ -28,7 +32,8 @@ class Plan:
 
     `shape` is that of an image, (C, H, W); `sigmas` are the noise levels of the stored states, from the
     start to 0.0: all of the sampler's, or some; trajectory i starts from the noise of (seed, i). The last
-    shard may be shorter than `shard_size`. ValueError naming the key if a value is not accepted.
+    shard may be shorter than `shard_size`. `classes` are those that trajectories are drawn from; empty if
+    the teacher's architecture has no label_dim. ValueError naming the key if a value is not accepted.
     """
 
     form: str
@@ -41,6 +46,7 @@ class Plan:
     batch_size: int
     sampler: dict[str, Any]
     teacher: dict[str, Any]
+    classes: tuple[int, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -60,6 +66,7 @@ class Plan:
         _require("seed", self.seed, _is_int(self.seed, 0, 2**64 - 1), "an integer from 0 to 2**64 - 1")
         object.__setattr__(self, "sampler", _sampler(self.sampler))
         object.__setattr__(self, "teacher", _teacher(self.teacher))
+        object.__setattr__(self, "classes", _classes(self.classes, self.label_dim))
 
     @property
     def shards(self) -> int:
@@ -86,6 +93,16 @@ class Plan:
         """Bytes of one trajectory's states."""
         return len(self.sigmas) * self.state_bytes
 
+    @property
+    def label_dim(self) -> int:
+        """Classes that the teacher knows; 0 for an unconditional one."""
+        architecture = self.teacher["architecture"]
+        return int(architecture.get("label_dim", 0)) if isinstance(architecture, dict) else 0
+
+    def labels(self, indices: rng.Indices) -> NDArray[np.int64] | None:
+        """The classes of trajectories (B,), functions of (seed, index); None for an unconditional teacher."""
+        return rng.choice(self.seed, "labels", indices, self.classes) if self.classes else None
+
     def shard_range(self, k: int) -> tuple[int, int]:
         """The trajectories of shard k: first, and one past the last. ValueError if there is no such shard."""
         if not 0 <= k < self.shards:
@@ -105,7 +122,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, the format version first."""
-        return {"format_version": self.format_version, **_json_values(dataclasses.asdict(self))}
+        return {"format_version": self.format_version, **_shortened(self)}
 
     @classmethod
     def from_json(cls, values: Any, path: Path) -> Plan:
@@ -124,7 +141,8 @@ class ShardRecord:
 
     `file` is relative to the archive, with slashes; `plan` is the plan's identity; `fingerprint` says how the
     states were computed (device, threads, precision, versions, batch shape): where it is the same,
-    generating again gives the same bytes. ValueError naming the key if a value is not accepted.
+    generating again gives the same bytes. `labels` is a second file, with the classes: its `file`, `bytes`
+    and `sha256`; empty where there is none. ValueError naming the key if a value is not accepted.
     """
 
     index: int
@@ -137,6 +155,7 @@ class ShardRecord:
     stride: int
     plan: str
     fingerprint: dict[str, Any]
+    labels: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("index", "start", "stop", "bytes", "offset", "stride"):
@@ -147,10 +166,19 @@ class ShardRecord:
             _require(name, getattr(self, name), _is_sha256(getattr(self, name)), "64 hexadecimal digits")
         _require("fingerprint", self.fingerprint, isinstance(self.fingerprint, dict), "a table")
         object.__setattr__(self, "fingerprint", _json_values(self.fingerprint))
+        object.__setattr__(self, "labels", _labels(self.labels))
+
+    @property
+    def files(self) -> tuple[tuple[str, int, str], ...]:
+        """(path relative to the archive, bytes, SHA-256) of each of the shard's files, the states' first."""
+        states = (self.file, self.bytes, self.sha256)
+        if not self.labels:
+            return (states,)
+        return states, (self.labels["file"], self.labels["bytes"], self.labels["sha256"])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return _json_values(dataclasses.asdict(self))
+        return _shortened(self)
 
     @classmethod
     def from_json(cls, values: Any, path: Path) -> ShardRecord:
@@ -162,7 +190,7 @@ def _parse(cls: type[_Record], values: Any, path: Path) -> _Record:
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a JSON object")
     names = {field.name for field in dataclasses.fields(cls)}
-    for name in sorted(names ^ set(values)):
+    for name in sorted((names ^ set(values)) - set(_LEFT_OUT_IF_EMPTY).intersection(names)):
         raise InputError(f"{path}: {name}: {'missing' if name in names else 'unknown key'}")
     try:
         return cls(**values)
@@ -204,6 +232,34 @@ def _teacher(values: Any) -> dict[str, Any]:
     _require("teacher.sha256", values["sha256"], _is_sha256(values["sha256"]), "64 hexadecimal digits")
     values = _json_values(values)
     return {name: values[name] for name in _TEACHER_KEYS}
+
+
+def _classes(values: Any, label_dim: int) -> tuple[int, ...]:
+    classes = list(values) if isinstance(values, list | tuple) else [values]
+    good = isinstance(values, list | tuple) and bool(classes) == bool(label_dim)
+    good = good and all(_is_int(value, 0, label_dim - 1) for value in classes)
+    known = f"different classes from 0 to {label_dim - 1}"
+    accepted = known if label_dim else "none, as the teacher knows no classes"
+    _require("classes", classes, good and len(set(classes)) == len(classes), accepted)
+    return tuple(classes)
+
+
+def _labels(values: Any) -> dict[str, Any]:
+    good = isinstance(values, dict) and set(values) in (set(), set(_LABELS_KEYS))
+    _require("labels", values, good, f"a table of {', '.join(_LABELS_KEYS)}")
+    if values:
+        _require("labels.file", values["file"], isinstance(values["file"], str), "a path")
+        _require(
+            "labels.bytes", values["bytes"], _is_int(values["bytes"], 0, 2**63 - 1), "an integer, at least 0"
+        )
+        _require("labels.sha256", values["sha256"], _is_sha256(values["sha256"]), "64 hexadecimal digits")
+    return dict(values)
+
+
+def _shortened(record: Plan | ShardRecord) -> dict[str, Any]:
+    """The JSON values of a record, without what is left out if it is empty."""
+    values = _json_values(dataclasses.asdict(record))
+    return {key: value for key, value in values.items() if value or key not in _LEFT_OUT_IF_EMPTY}
 
 
 def _json_values(values: dict[str, Any]) -> dict[str, Any]:

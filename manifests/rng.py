@@ -74,6 +74,12 @@ def unit_noise(seed: int, purpose: str, indices: Indices, shape: tuple[int, ...]
     return values.astype(np.float16).reshape(len(values), *shape)
 
 
+def choice(seed: int, purpose: str, indices: Indices, values: Sequence[int]) -> NDArray[np.int64]:
+    """One of `values` for each index, all with the same probability, (N,)."""
+    draws = uniform(seed, purpose, indices, 1)[:, 0]
+    return np.asarray(values, dtype=np.int64)[(draws * len(values)).astype(np.int64)]
+
+
 def permutation(seed: int, purpose: str, index: int, n: int) -> NDArray[np.int64]:
     """A permutation of 0 … n-1, (n,): the order that sorts n raw words."""
     return np.argsort(raw(seed, purpose, index, n), kind="stable").astype(np.int64)

@@ -1,4 +1,5 @@
 """The WebDataset form: tar shards of `NNNNNNNNN.json` and `NNNNNNNNN.states.npy`, a pair for each trajectory.
+With a conditional teacher `NNNNNNNNN.cls` holds the class of each, as a decimal number.
 
 Plain `webdataset.WebDataset` streams them. Every trajectory takes the same number of bytes in the tar, so
 one offset and one stride find any of them.
@@ -23,27 +24,37 @@ def shard_file(k: int) -> str:
     return f"shard-{k:06d}.tar"
 
 
+def labels_file(plan: Plan, k: int) -> str:
+    """'': the classes lie in the shard itself."""
+    return ""
+
+
 def prepare(root: Path, plan: Plan) -> None:
     """Nothing to write: tar shards need no metadata beside them."""
 
 
-def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int]:
+def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int, None]:
     """A shard's file, the offset of its first trajectory's states and the distance between two.
 
+    The last value, None, stands for a file of the labels, which are in the shard itself.
     `states` is (n, *plan.states_shape) in the plan's dtype, n the length of shard k. The bytes depend on
-    nothing else but the plan's seed and k.
+    nothing else but the plan's seed and classes and k.
     """
     from webdataset import TarWriter
 
-    start, _ = plan.shard_range(k)
+    start, stop = plan.shard_range(k)
+    classes = plan.labels(range(start, stop))
     buffer = io.BytesIO()
     # Times and names of the machine would make the bytes differ from one run to the next.
     with TarWriter(buffer, encoder=False, mtime=0, user="hkdpipe", group="hkdpipe", mode=0o444) as writer:
         for i, trajectory in enumerate(states):
             label = json.dumps({"index": start + i, "seed": plan.seed}).encode()
-            writer.write({"__key__": f"{start + i:09d}", "json": label, "states.npy": _npy(trajectory)})
+            sample = {"__key__": f"{start + i:09d}", "json": label, "states.npy": _npy(trajectory)}
+            if classes is not None:
+                sample["cls"] = str(classes[i]).encode()
+            writer.write(sample)
     offset, stride = _layout(buffer, plan, k, len(states))
-    return buffer.getbuffer(), offset, stride
+    return buffer.getbuffer(), offset, stride, None
 
 
 def _npy(trajectory: NDArray[Any]) -> bytes:

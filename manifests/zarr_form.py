@@ -1,4 +1,5 @@
 """The Zarr form: a Zarr v3 group whose sharded array `states` plain `zarr.open_group(root)["states"]` reads.
+With a conditional teacher there is a second array, `labels`, one chunk for each shard.
 
 One trajectory is a chunk, one pipeline shard a Zarr shard. Chunks are uncompressed, so a shard file is its
 trajectories in C order, each followed by the 4 bytes of its CRC-32C, then the index of the chunks.
@@ -27,26 +28,32 @@ def shard_file(k: int) -> str:
     return f"states/c/{k}/0/0/0/0"
 
 
+def labels_file(plan: Plan, k: int) -> str:
+    """Where the classes of shard k lie, relative to the archive; '' without classes."""
+    return f"labels/c/{k}" if plan.classes else ""
+
+
 def prepare(root: Path, plan: Plan) -> None:
-    """Write the metadata of the group and of its array; does nothing where they are right already."""
+    """Write the metadata of the group and of its arrays; does nothing where they are right already."""
     entries: dict[str, Any] = {}
-    _create_array(entries, plan, plan.count)
-    make_folders(root / "states")
-    for name in ("zarr.json", "states/zarr.json"):
+    _create_group(entries, plan, plan.count)
+    for name in sorted(entries, key=len):
+        make_folders((root / name).parent)
         data = entries[name].to_bytes()
         if not (root / name).is_file() or (root / name).read_bytes() != data:
             write_atomic(root / name, data)
 
 
-def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int]:
-    """A shard's file, the offset of its first trajectory and the distance between two.
+def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int, memoryview | None]:
+    """A shard's file, the offset of its first trajectory and the distance between two; its labels' file.
 
     `states` is (n, *plan.states_shape) in the plan's dtype, n the length of shard k. The bytes depend on
-    nothing else.
+    nothing else; those of the labels on the plan's seed and classes and k.
     """
     entries: dict[str, Any] = {}
-    # The file does not say which shard it is: encode it as the only one of an array of its own.
-    _create_array(entries, plan, len(states))[:] = states
+    # The files do not say which shard they are: encode it as the only one of arrays of its own.
+    group: Any = _create_group(entries, plan, len(states))
+    group["states"][:] = states
     data = entries[shard_file(0)].as_numpy_array().view(np.uint8)
     stride = plan.trajectory_bytes + _CRC_BYTES
     index_bytes = 16 * plan.shard_size
@@ -56,16 +63,20 @@ def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, 
     expected[: len(states), 1] = stride
     if len(data) != len(states) * stride + index_bytes + _CRC_BYTES or not np.array_equal(index, expected):
         raise RuntimeError(f"this version of zarr lays out shard {k} differently from what hkdpipe reads")
-    return memoryview(data), 0, stride
+    if not plan.classes:
+        return memoryview(data), 0, stride, None
+    group["labels"][:] = plan.labels(range(*plan.shard_range(k)))
+    labels = entries[labels_file(plan, 0)].as_numpy_array().view(np.uint8)
+    return memoryview(data), 0, stride, memoryview(labels)
 
 
-def _create_array(entries: dict[str, Any], plan: Plan, count: int) -> zarr.Array[Any]:
-    """Create the group and its array of `count` trajectories in `entries`, a store in memory."""
+def _create_group(entries: dict[str, Any], plan: Plan, count: int) -> zarr.Group:
+    """Create the group and its arrays of `count` trajectories in `entries`, a store in memory."""
     import zarr
     from zarr.codecs import Crc32cCodec
 
     group = zarr.create_group(zarr.storage.MemoryStore(entries))
-    return group.create_array(
+    group.create_array(
         "states",
         shape=(count, *plan.states_shape),
         dtype=plan.dtype,
@@ -75,3 +86,13 @@ def _create_array(entries: dict[str, Any], plan: Plan, count: int) -> zarr.Array
         fill_value=np.dtype(plan.dtype).type("nan"),  # a shard that is not there must not look like data
         config={"write_empty_chunks": True},
     )
+    if plan.classes:
+        group.create_array(
+            "labels",
+            shape=(count,),
+            dtype="int64",
+            chunks=(plan.shard_size,),
+            compressors=[Crc32cCodec()],
+            fill_value=-1,  # also behind the last trajectory of the last chunk
+        )
+    return group

@@ -27,6 +27,7 @@ from hkdpipe.manifests.files import (
     write_json,
 )
 from hkdpipe.manifests.settings import digest
+from hkdpipe.stages.by_class import Reference, Row, class_rows, match_rows, merged
 from hkdpipe.stages.model_card import model_card
 from hkdpipe.stages.pictures import beside, grid, save_png, strip
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -34,8 +35,9 @@ from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.stages.state import evaluation_identity
 from hkdpipe.trainer.checkpoint import newest_checkpoint, read_state
 from hkdpipe.trainer.features import FeatureNetwork, load_features
-from hkdpipe.trainer.frechet import Statistics, frechet_distance, statistics
-from hkdpipe.trainer.images import load_images
+from hkdpipe.trainer.frechet import frechet_distance, statistics
+from hkdpipe.trainer.images import load_images, load_labels
+from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.perceptual import normalised_difference
 from hkdpipe.trainer.sampler import evaluations, sample_trajectory
@@ -45,8 +47,8 @@ MATCHED = 256  # held-out trajectories the match to the teacher is measured on
 PICTURED = 64
 STRIP_ROWS = 4
 
-Sampler = Callable[[Tensor], Tensor]
-"""Unit noise (N, C, H, W) to images."""
+Sampler = Callable[[Tensor, Tensor | None], Tensor]
+"""Unit noise (N, C, H, W) and labels (N, label_dim), None of an unconditional teacher, to images."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,17 @@ class _Context:
         )
         return torch.from_numpy(values).to(self.device)
 
+    def classes(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """The classes (N,) asked for with that noise, drawn of those trained on; None without classes."""
+        known = self.archive.plan.classes
+        if not known:
+            return None
+        return rng.choice(self.settings.seed, "evaluation-labels", range(start, stop), known)
+
+    def told(self, classes: NDArray[np.int64] | None) -> Tensor | None:
+        """Class numbers as the networks take them."""
+        return one_hot(classes, self.archive.plan.label_dim, self.device)
+
 
 def evaluate(
     teacher: str,
@@ -92,7 +105,7 @@ def evaluate(
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> Summary:
-    """Write metrics.json, metrics.csv, match.csv and pictures in `out`, and the model in `export`.
+    """Write metrics.json, tables (.csv) and pictures in `out`, and the model in `export`.
 
     `checkpoint` is one, or a folder of them, whose newest is taken. Every row measured is kept in `out`/rows
     under what it depends on, so that an interrupted evaluation goes on and an unchanged row is not repeated.
@@ -103,6 +116,10 @@ def evaluate(
     if loaded.image_shape != student.image_shape:
         raise UsageError(
             f"{path}: makes images of {student.image_shape}, the teacher of {loaded.image_shape}"
+        )
+    if student.arch.label_dim != loaded.arch.label_dim:
+        raise UsageError(
+            f"{path}: knows {student.arch.label_dim} classes, the teacher {loaded.arch.label_dim}"
         )
     identity = evaluation_identity(settings, state)
     make_folders(out / "rows")
@@ -139,6 +156,7 @@ def evaluate(
             "teacher": {"source": loaded.source, "sha256": loaded.sha256, **facts},
             "checkpoint": metrics["checkpoint"],
             "weights": settings.weights,
+            "classes": list(trajectories.plan.classes),
             "metrics": measured["rows"],
         }
         make_folders(export.parent)
@@ -170,7 +188,8 @@ def _read_if_there(path: Path) -> dict[str, Any] | None:
 
 def _measure(context: _Context, weights: str) -> dict[str, Any]:
     settings = context.settings
-    result: dict[str, Any] = {"metric": f"fd_{settings.features}", "rows": [], "match": [], "speed": []}
+    result: dict[str, Any] = {"metric": f"fd_{settings.features}"}
+    result |= {"rows": [], "per_class": [], "match": [], "speed": []}
     if "fd" in settings.metrics:
         network = load_features(settings.features, context.student.image_shape, context.device)
         reference = load_images(settings.reference)
@@ -179,7 +198,7 @@ def _measure(context: _Context, weights: str) -> dict[str, Any]:
                 f"evaluation.reference: '{settings.reference}' holds {len(reference)} images of "
                 f"{reference.shape[1:]}; accepted: at least 4 of {context.student.image_shape}"
             )
-        result["rows"] = _frechet_rows(context, network, reference, weights)
+        result["rows"], result["per_class"] = _frechet_rows(context, network, reference, weights)
     with context.reporter.phase("pictures", 2, "pictures") as advance:
         _sample_picture(context)
         advance(1)
@@ -187,7 +206,8 @@ def _measure(context: _Context, weights: str) -> dict[str, Any]:
         advance(2)
     if "match" in settings.metrics:
         if context.validation:
-            result["match"] = _match(context)
+            result["match"], by_class = _match(context)
+            result["per_class"] = merged(result["per_class"], by_class)
         else:
             context.reporter.line("match to the teacher: skipped, as no trajectories were held out")
     if "speed" in settings.metrics:
@@ -197,26 +217,53 @@ def _measure(context: _Context, weights: str) -> dict[str, Any]:
 
 def _frechet_rows(
     context: _Context, network: FeatureNetwork, reference: NDArray[np.float32], weights: str
-) -> list[dict[str, Any]]:
-    """The student, the teacher with each number of steps, and two random halves of the reference."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The student, the teacher with each number of steps, and two random halves of the reference; and, of a
+    conditional teacher, student and teacher by class."""
     settings = context.settings
-    target = statistics(_features(network, torch.from_numpy(reference).to(context.device)))
-    noise = [settings.samples, settings.seed, settings.batch_size, network.sha256]
-    compared = digest([noise, hashlib.sha256(reference.tobytes()).hexdigest()])
+    features = _features(network, torch.from_numpy(reference).to(context.device))
+    labels = _reference_labels(context)
+    target = Reference(features, labels)
+    noise = [
+        settings.samples,
+        settings.seed,
+        settings.batch_size,
+        network.sha256,
+        context.archive.plan.classes,
+    ]
+    hashed = [
+        None if array is None else hashlib.sha256(array.tobytes()).hexdigest()
+        for array in (reference, labels)
+    ]
+    compared = digest([noise, hashed])
     student = context.student.sample
-    rows = [_row(context, "student", 1, student, network, target, digest([compared, weights]))]
+    measured = [_row(context, "student", 1, student, network, target, digest([compared, weights]))]
     for steps in settings.teacher_steps:
         identity = digest([compared, context.teacher.sha256, context.archive.plan.sampler, steps])
         sampler = functools.partial(_teacher_images, context, steps=steps)
         nfe = evaluations(steps, context.solver)
-        rows.append(_row(context, "teacher", nfe, sampler, network, target, identity))
-    rows.append(_halves_row(context, network, reference))
-    return rows
+        measured.append(_row(context, "teacher", nfe, sampler, network, target, identity))
+    rows = [kept["row"] for kept in measured]
+    rows.append(_halves_row(context, network, features))
+    return rows, [row for kept in measured for row in kept["per_class"]]
 
 
-def _teacher_images(context: _Context, noise: Tensor, steps: int) -> Tensor:
+def _reference_labels(context: _Context) -> NDArray[np.int64] | None:
+    """The classes of the reference images; None where they are not those of the teacher."""
+    label_dim = context.archive.plan.label_dim
+    labels = load_labels(context.settings.reference) if label_dim else None
+    if labels is not None and labels.max() + 1 != label_dim:
+        context.reporter.line(
+            f"{context.settings.reference}: has {labels.max() + 1} classes, the teacher {label_dim}: the "
+            "distance is not measured by class"
+        )
+        return None
+    return labels
+
+
+def _teacher_images(context: _Context, noise: Tensor, labels: Tensor | None, *, steps: int) -> Tensor:
     sampler = {**context.archive.plan.sampler, "steps": steps}
-    end, _ = sample_trajectory(context.teacher, noise, **sampler, keep=[steps])
+    end, _ = sample_trajectory(context.teacher, noise, labels=labels, **sampler, keep=[steps])
     return end[0]
 
 
@@ -226,14 +273,15 @@ def _row(
     nfe: int,
     sampler: Sampler,
     network: FeatureNetwork,
-    target: Statistics,
+    target: Reference,
     identity: str,
 ) -> dict[str, Any]:
-    """The distance of `samples` images and how the classifier sees them; kept in rows/."""
+    """The distance of `samples` images and how the classifier sees them: a `row`, and rows `per_class` of a
+    conditional teacher; kept in rows/."""
     path = context.out / "rows" / f"{name}-{nfe}.json"
     kept = _read_if_there(path)
     if kept and kept.get("identity") == identity:
-        return cast(dict[str, Any], kept["row"])
+        return kept
     settings = context.settings
     features, probabilities = [], []
     title = f"{network.metric} of the {name}, {nfe} evaluation{'s'[: nfe > 1]}"
@@ -242,32 +290,42 @@ def _row(
             context.check_stop()
             stop = min(start + settings.batch_size, settings.samples)
             # One batch shape for all, since another one changes the last bits.
-            images = sampler(context.noise(start, start + settings.batch_size))[: stop - start]
-            images = quantised(images.float())
+            end = start + settings.batch_size
+            labels = context.told(context.classes(start, end))
+            images = quantised(sampler(context.noise(start, end), labels)[: stop - start].float())
             features.append(network.features(images).cpu().numpy())
             probabilities.append(network.probabilities(images).cpu().numpy())
             advance(stop)
-    likely = np.concatenate(probabilities)
+    made, likely = np.concatenate(features), np.concatenate(probabilities)
     classes = np.bincount(likely.argmax(axis=1), minlength=likely.shape[1]) / len(likely)
     row = {
         "name": name,
         "nfe": nfe,
         "samples": settings.samples,
-        network.metric: frechet_distance(statistics(np.concatenate(features)), target),
+        network.metric: frechet_distance(statistics(made), statistics(target.features)),
         "confident": float((likely.max(axis=1) > 0.9).mean()),
         "class_shares": classes.tolist(),
     }
-    write_json(path, {"identity": identity, "row": row})
-    return row
+    per_class = []
+    asked = context.classes(0, settings.samples)
+    if asked is not None:
+        # The classifier knows the ten digits: of other classes it can say nothing.
+        judged = likely.argmax(axis=1) if context.archive.plan.teacher["dataset"] == "digits" else None
+        if judged is not None:
+            row["as_asked"] = float((judged == asked).mean())
+        rows = class_rows(network.metric, context.archive.plan.classes, asked, made, judged, target)
+        per_class = [{"name": name, "nfe": nfe, **class_row} for class_row in rows]
+    kept = {"identity": identity, "row": row, "per_class": per_class}
+    write_json(path, kept)
+    return kept
 
 
-def _halves_row(context: _Context, network: FeatureNetwork, reference: NDArray[np.float32]) -> dict[str, Any]:
+def _halves_row(context: _Context, network: FeatureNetwork, features: NDArray[np.float64]) -> dict[str, Any]:
     """The distance between two random halves of the reference: the mean of ten divisions."""
-    features = _features(network, torch.from_numpy(reference).to(context.device))
-    half = len(reference) // 2
+    half = len(features) // 2
     distances = []
     for division in range(10):
-        order = rng.permutation(context.settings.seed, "halves", division, len(reference))
+        order = rng.permutation(context.settings.seed, "halves", division, len(features))
         one, other = features[order[:half]], features[order[half:]]
         distances.append(frechet_distance(statistics(one), statistics(other)))
     return {
@@ -291,14 +349,18 @@ def quantised(images: Tensor) -> Tensor:
     return (images * 127.5 + 128).clamp(0, 255).floor() / 127.5 - 1
 
 
-def _match(context: _Context) -> list[dict[str, Any]]:
-    """How well the student maps every stored state of held-out trajectories to their end."""
+def _match(context: _Context) -> tuple[list[Row], list[Row]]:
+    """How well the student maps every stored state of held-out trajectories to their end; and the start, by
+    class."""
     sigmas = context.archive.sigmas
     held_out = range(min(MATCHED, context.validation))
     states = context.archive.read(held_out, range(len(sigmas)))
     ends = torch.from_numpy(states[:, -1]).float().to(context.device)
+    classes = context.archive.plan.labels(held_out)
+    labels = context.told(classes)
     layers = _perceptual_layers(context)
     rows = []
+    by_class: list[Row] = []
     with (
         context.reporter.phase("match to the teacher", len(sigmas) - 1, "times") as advance,
         torch.inference_mode(),
@@ -306,7 +368,7 @@ def _match(context: _Context) -> list[dict[str, Any]]:
         for index, sigma in enumerate(sigmas[:-1].tolist()):
             context.check_stop()
             x = torch.from_numpy(states[:, index]).float().to(context.device)
-            images = context.student.predict(x, torch.full((len(x),), sigma, device=context.device))
+            images = context.student.predict(x, torch.full((len(x),), sigma, device=context.device), labels)
             error = ((images - ends) ** 2).mean(dim=(1, 2, 3))
             row = {
                 "state": index,
@@ -317,8 +379,11 @@ def _match(context: _Context) -> list[dict[str, Any]]:
             if layers is not None:
                 row["perceptual"] = float(normalised_difference(layers(images), layers(ends)).mean())
             rows.append(row)
+            if index == 0 and classes is not None:
+                found = match_rows(classes, error.cpu().numpy())
+                by_class = [{"name": "student", "nfe": 1, **class_row} for class_row in found]
             advance(index + 1)
-    return rows
+    return rows, by_class
 
 
 def _perceptual_layers(context: _Context) -> Callable[[Tensor], list[Tensor]] | None:
@@ -335,7 +400,11 @@ def _speed(context: _Context) -> list[dict[str, Any]]:
     steps = context.archive.plan.sampler["steps"]
     subjects: list[tuple[str, int, Sampler]] = [
         ("student", 1, context.student.sample),
-        ("teacher", evaluations(steps, context.solver), lambda noise: _teacher_images(context, noise, steps)),
+        (
+            "teacher",
+            evaluations(steps, context.solver),
+            functools.partial(_teacher_images, context, steps=steps),
+        ),
     ]
     rows = []
     with context.reporter.phase("speed", len(subjects), "samplers") as advance:
@@ -343,7 +412,8 @@ def _speed(context: _Context) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"name": name, "nfe": nfe}
             for batch in (1, context.settings.batch_size):
                 context.check_stop()
-                seconds = _seconds(sampler, context.noise(0, batch), context.device)
+                labels = context.told(context.classes(0, batch))
+                seconds = _seconds(sampler, context.noise(0, batch), labels, context.device)
                 row[f"ms_per_image_batch_{batch}"] = 1e3 * seconds / batch
                 row[f"images_per_second_batch_{batch}"] = batch / seconds
             rows.append(row)
@@ -352,7 +422,7 @@ def _speed(context: _Context) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _seconds(sampler: Sampler, noise: Tensor, device: torch.device) -> float:
+def _seconds(sampler: Sampler, noise: Tensor, labels: Tensor | None, device: torch.device) -> float:
     """The median time of a call, after a warm-up: of 5 calls, or as many as fit two seconds."""
 
     def synchronise() -> None:
@@ -360,11 +430,11 @@ def _seconds(sampler: Sampler, noise: Tensor, device: torch.device) -> float:
             torch.cuda.synchronize(device)
 
     times: list[float] = []
-    sampler(noise)
+    sampler(noise, labels)
     while len(times) < 5 and sum(times) < 2:
         synchronise()
         start = time.perf_counter()
-        sampler(noise)
+        sampler(noise, labels)
         synchronise()
         times.append(time.perf_counter() - start)
     return float(np.median(times))
@@ -372,14 +442,22 @@ def _seconds(sampler: Sampler, noise: Tensor, device: torch.device) -> float:
 
 @torch.inference_mode()
 def _sample_picture(context: _Context) -> None:
-    """One-step samples beside the teacher's from the same noise."""
+    """One-step samples beside the teacher's from the same noise, of a conditional teacher in the order of
+    their classes."""
     context.check_stop()
-    noise = context.noise(0, PICTURED)
+    noise, classes, sorted_by = context.noise(0, PICTURED), context.classes(0, PICTURED), ""
+    if classes is not None:
+        order = np.argsort(classes, kind="stable")
+        noise, classes, sorted_by = noise[order], classes[order], ", by class"
+    labels = context.told(classes)
     steps = context.archive.plan.sampler["steps"]
     nfe = evaluations(steps, context.solver)
     parts = [
-        ("one step (1 evaluation)", context.student.sample(noise)),
-        (f"teacher, same noise ({nfe})", _teacher_images(context, noise, steps)),
+        (f"one step (1 evaluation){sorted_by}", context.student.sample(noise, labels)),
+        (
+            f"teacher, same noise ({nfe}){sorted_by}",
+            _teacher_images(context, noise, labels, steps=steps),
+        ),
     ]
     pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
     save_png(context.out / "samples.png", beside(pictures))
@@ -392,14 +470,19 @@ def _strip_picture(context: _Context) -> None:
     sigmas = context.archive.sigmas
     count = min(STRIP_ROWS, len(context.archive))
     states = context.archive.read(range(count), range(len(sigmas)))
+    classes = context.archive.plan.labels(range(count))
     rows, captions = [], []
     for index, trajectory in enumerate(states):
         x = torch.from_numpy(trajectory).float().to(context.device)
-        made = context.student.predict(x[:-1], torch.from_numpy(sigmas[:-1]).float().to(context.device))
+        own = None if classes is None else np.repeat(classes[index], len(sigmas) - 1)
+        made = context.student.predict(
+            x[:-1], torch.from_numpy(sigmas[:-1]).float().to(context.device), context.told(own)
+        )
         shown = trajectory.astype(np.float32) / np.maximum(1, sigmas)[:, None, None, None]
         rows += [shown, torch.cat([made, x[-1:]]).cpu().numpy()]
         captions += [
-            f"trajectory {index}: states (x / max(1, sigma))",
+            f"trajectory {index}{'' if classes is None else f', class {classes[index]}'}: "
+            "states (x / max(1, sigma))",
             "one step from each state; the end itself",
         ]
     save_png(context.out / "strip.png", strip(rows, captions, [f"{sigma:.2g}" for sigma in sigmas]))
@@ -410,6 +493,7 @@ def _write_tables(out: Path, metrics: dict[str, Any]) -> None:
 
     for name, rows in (
         ("metrics", metrics["rows"]),
+        ("per_class", metrics["per_class"]),
         ("match", metrics["match"]),
         ("speed", metrics["speed"]),
     ):
@@ -425,22 +509,29 @@ def _summary(metrics: dict[str, Any], out: Path, export: Path, did_nothing: bool
     def cell(row: dict[str, Any], key: str, form: str, scale: float = 1) -> str:
         return form.format(scale * row[key]) if key in row else "-"
 
+    per_class = metrics.get("per_class", [])
+    judged = [row for row in per_class if row["name"] == "student" and "as_asked" in row]
+    if judged:
+        worst = min(judged, key=lambda row: row["as_asked"])
+        measured[f"student, class {worst['class']}, its worst", 1] = worst
+    conditional = ("as asked",) if judged else ()
     rows = [
         (
             name,
             str(nfe) if nfe else "-",
             cell(row, metrics["metric"], "{:.2f}"),
             cell(row, "confident", "{:.1f} %", 100),
+            *[cell(row, "as_asked", "{:.1f} %", 100) for _ in conditional],
             cell(row, "ms_per_image_batch_1", "{:.1f} ms"),
         )
         for (name, nfe), row in measured.items()
     ]
     return Summary(
         title="evaluate",
-        header=("", "evaluations", metrics["metric"], "p > 0.9", "latency, one image"),
+        header=("", "evaluations", metrics["metric"], "p > 0.9", *conditional, "latency, one image"),
         rows=tuple(rows),
         files=(out / "samples.png", out / "strip.png", out / "metrics.json", export),
         next_commands=(f"hkdpipe sample --model {export} --count 64 --out samples",),
-        data={key: metrics[key] for key in ("rows", "match", "speed")},
+        data={"per_class": per_class, **{key: metrics[key] for key in ("rows", "match", "speed")}},
         did_nothing=did_nothing,
     )

@@ -20,6 +20,7 @@ from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.storage import check_storage
+from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.sampler import evaluations, network_range, noise_levels, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
@@ -103,6 +104,7 @@ def _plan(teacher: Teacher, settings: GenerationSettings, licence: str) -> Plan:
         dtype=settings.dtype,
         sigmas=_stored_levels(teacher, settings, sigma_min, sigma_max),
         seed=settings.seed,
+        classes=settings.classes or tuple(range(teacher.arch.label_dim)),
         batch_size=settings.batch_size,
         sampler={
             "steps": settings.steps,
@@ -151,8 +153,9 @@ def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> 
         last = min(first + plan.batch_size, stop)
         noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
         noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
+        labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
         unit = torch.from_numpy(noise).to(device)
-        states, _ = sample_trajectory(teacher, unit, **plan.sampler, keep=stored)
+        states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
         yield states.transpose(0, 1)[: last - first].cpu().numpy().astype(plan.dtype)
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hkdpipe.manifests import rng
-from hkdpipe.manifests.errors import Interrupted
-from hkdpipe.manifests.files import make_folders, write_atomic
+from hkdpipe.manifests.errors import InputError, Interrupted, UsageError
+from hkdpipe.manifests.files import make_folders, read_json, write_atomic
 from hkdpipe.stages.pictures import grid, save_png, to_uint8
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import TeacherSampling
+from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.sampler import Churn, evaluations, sample_stochastic, sample_trajectory
 from hkdpipe.trainer.teacher import load_teacher
@@ -31,22 +35,27 @@ def sample(
     count: int,
     seed: int,
     *,
+    class_number: int | None = None,
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> Summary:
     """Write `out`/samples.npz (images: uint8 (N, H, W, C)) and `out`/samples.png (the first 256).
 
-    Image i depends on (seed, i) alone, to the rounding that the size of a network batch brings.
+    Image i depends on (seed, i) alone, to the rounding that the size of a network batch brings. So does its
+    class, of a conditional model: drawn of those it was trained on, unless `class_number` says which; the
+    .npz then holds `labels`, int64 (N,), too. UsageError where the model was not trained on that class.
     """
     student = HKD.from_pretrained(model, device)
+    label_dim = student.arch.label_dim
+    classes = _asked(_trained_on(model, label_dim) if label_dim else (), class_number)
 
-    def images(indices: range) -> Tensor:
+    def images(indices: range, labels: Tensor | None) -> Tensor:
         noise = torch.from_numpy(rng.unit_noise(seed, "sampling", indices, student.image_shape))
-        return student.sample(noise.to(device))
+        return student.sample(noise.to(device), labels)
 
-    rows = (("seed", str(seed)), ("model", str(model)))
-    return _sample(images, student.image_shape, out, count, rows, reporter, stop)
+    what = _Asked(student.image_shape, count, seed, classes, label_dim, device)
+    return _sample(images, what, out, (("model", str(model)),), reporter, stop)
 
 
 def sample_teacher(
@@ -56,27 +65,30 @@ def sample_teacher(
     seed: int,
     sampling: TeacherSampling,
     *,
+    class_number: int | None = None,
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> Summary:
     """The same of a teacher, by its own sampler; by default from the noise that `sample` gives a student."""
     loaded = load_teacher(teacher, device)
+    label_dim = loaded.arch.label_dim
+    classes = _asked(tuple(range(label_dim)), class_number)
 
-    def images(indices: range) -> Tensor:
+    def images(indices: range, labels: Tensor | None) -> Tensor:
         noise, draw = _noise(seed, indices, loaded.image_shape, device, sampling.edm_seeds)
         steps, solver = sampling.steps, sampling.solver
         if sampling.churn:
             churn = Churn(sampling.churn, sampling.s_min, sampling.s_max, sampling.s_noise)
-            return sample_stochastic(loaded, noise, draw, churn, steps, solver=solver)
-        return sample_trajectory(loaded, noise, steps, solver=solver, keep=[steps])[0][0]
+            return sample_stochastic(loaded, noise, draw, churn, steps, labels, solver=solver)
+        return sample_trajectory(loaded, noise, steps, labels, solver=solver, keep=[steps])[0][0]
 
     rows = (
-        ("seed", str(seed)),
         ("teacher", teacher),
         ("network evaluations each", str(evaluations(sampling.steps, sampling.solver))),
     )
-    return _sample(images, loaded.image_shape, out, count, rows, reporter, stop)
+    what = _Asked(loaded.image_shape, count, seed, classes, label_dim, device)
+    return _sample(images, what, out, rows, reporter, stop)
 
 
 def _noise(
@@ -99,32 +111,82 @@ def _noise(
     return of("sampling"), lambda step: of(f"sampling-churn-{step}")
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How many images of which shape and of which classes; none of an unconditional network."""
+
+    shape: tuple[int, int, int]
+    count: int
+    seed: int
+    classes: tuple[int, ...]
+    label_dim: int
+    device: torch.device
+
+
 def _sample(
-    make: Callable[[range], Tensor],
-    shape: tuple[int, int, int],
+    make: Callable[[range, Tensor | None], Tensor],
+    asked: _Asked,
     out: Path,
-    count: int,
     rows: tuple[tuple[str, str], ...],
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> Summary:
-    """Write what `make` gives for the numbers of images, batch by batch, and summarise it."""
+    """Write what `make` gives for the numbers of images and their one-hot classes, batch by batch."""
+    count = asked.count
+    labels = rng.choice(asked.seed, "sampling-labels", range(count), asked.classes) if asked.classes else None
     make_folders(out)
-    images = np.empty((count, *shape), dtype=np.float32)
+    images = np.empty((count, *asked.shape), dtype=np.float32)
     with reporter.phase("sampling", count, "images") as advance, torch.inference_mode():
         for start in range(0, count, BATCH_SIZE):
             if stop():
                 raise Interrupted("stopped; nothing was written")
             indices = range(start, min(start + BATCH_SIZE, count))
-            images[start : indices.stop] = make(indices).cpu().numpy()
+            told = None
+            if labels is not None:
+                told = one_hot(labels[start : indices.stop], asked.label_dim, asked.device)
+            images[start : indices.stop] = make(indices, told).cpu().numpy()
             advance(indices.stop)
     archive = io.BytesIO()
-    np.savez_compressed(archive, images=to_uint8(images).transpose(0, 2, 3, 1))
+    arrays: dict[str, NDArray[Any]] = {"images": to_uint8(images).transpose(0, 2, 3, 1)}
+    if labels is not None:
+        arrays["labels"] = labels
+    np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
     write_atomic(out / "samples.npz", archive.getvalue())
     save_png(out / "samples.png", grid(images[:PICTURED], math.ceil(math.sqrt(min(count, PICTURED)))))
+    classes = [("classes", _in_words(asked.classes))] if asked.classes else []
     return Summary(
         title="sample",
-        rows=(("images", f"{count:,}"), *rows),
+        rows=(("images", f"{count:,}"), *classes, ("seed", str(asked.seed)), *rows),
         files=(out / "samples.png", out / "samples.npz"),
         data={"images": str(out / "samples.npz"), "picture": str(out / "samples.png"), "count": count},
     )
+
+
+def _asked(known: tuple[int, ...], class_number: int | None) -> tuple[int, ...]:
+    """The classes to sample, of those known; none of an unconditional network."""
+    if class_number is None:
+        return known
+    if class_number not in known:
+        accepted = _in_words(known) if known else "none, as the model knows no classes"
+        raise UsageError(f"--class: got {class_number}; accepted: {accepted}")
+    return (class_number,)
+
+
+def _in_words(classes: tuple[int, ...]) -> str:
+    first, last = min(classes), max(classes)
+    without_gaps = len(classes) == last - first + 1 and first < last
+    return f"{first} to {last}" if without_gaps else ", ".join(map(str, sorted(classes)))
+
+
+def _trained_on(model: Path, label_dim: int) -> tuple[int, ...]:
+    """The classes that an export or a checkpoint says it was trained on; else all of the network's."""
+    if (model / "config.json").is_file():
+        path = model / "config.json"
+        about: Any = read_json(path).get("about")
+    else:
+        path = model / "state.json"
+        about = read_json(path)
+    classes = about.get("classes", []) if isinstance(about, dict) else []
+    if not isinstance(classes, list) or not all(type(c) is int and 0 <= c < label_dim for c in classes):
+        raise InputError(f"{path}: classes: got {classes!r}; accepted: numbers from 0 to {label_dim - 1}")
+    return tuple(classes) or tuple(range(label_dim))

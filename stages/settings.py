@@ -58,6 +58,11 @@ class GenerationSettings:
     )
     rho: float = setting(7.0, "exponent of the noise schedule", above=0.0)
     seed: int = setting(0, "seed of the noise, one index per trajectory", minimum=0, maximum=MAX_SEED)
+    classes: tuple[int, ...] = setting(
+        (),
+        "classes drawn by a conditional teacher, each as often as the others; []: all that it knows",
+        minimum=0,
+    )
     format: str = setting("zarr", "form of the archive", choices=("zarr", "webdataset"))
     shard_size: int = setting(2048, "trajectories in a shard, the unit of work and of repair", minimum=1)
     dtype: str = setting("float16", "type of the stored states", choices=("float16", "float32"))

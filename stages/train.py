@@ -19,6 +19,7 @@ from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
 from hkdpipe.trainer.distributed import World, connected
+from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
 from hkdpipe.trainer.loss import Batch, distillation_loss
 from hkdpipe.trainer.methods import METHODS
@@ -132,13 +133,14 @@ def new_student(
 
 
 def read_batch(archive: Archive, training: TrainingSettings, start: int, stop: int) -> Batch:
-    """The trajectories at positions start..stop-1 at their drawn times, and their ends, in float32."""
+    """The trajectories at positions start..stop-1 at their drawn times, their ends and labels, in float32."""
     indices = training_indices(training.seed, start, stop, training.validation, len(archive))
     drawn = METHODS[training.method].draw_states(training, np.arange(start, stop), archive.sigmas)
     end = np.full((len(drawn), 1), len(archive.sigmas) - 1)
     states = torch.from_numpy(archive.read(indices, np.concatenate([drawn, end], axis=1))).float()
     sigmas = torch.from_numpy(archive.sigmas[drawn]).float()
-    return Batch(states[:, :-1], sigmas, states[:, -1])
+    labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
+    return Batch(states[:, :-1], sigmas, states[:, -1], labels)
 
 
 @contextmanager
@@ -189,7 +191,7 @@ def _fit(
         def saved(state: TrainingState[HKD], path: Path) -> None:
             if held_out is not None:
                 with torch.inference_mode():
-                    images = state.ema(held_out.states[:, 0], held_out.sigmas[:, 0])
+                    images = state.ema(held_out.states[:, 0], held_out.sigmas[:, 0], held_out.labels)
                 error = float(((images - held_out.ends) ** 2).mean())
                 reporter.line(f"{path.name}: one-step MSE on {len(images)} held-out trajectories {error:.4f}")
 
@@ -203,6 +205,7 @@ def _fit(
                 "identity": identity,
                 "model": state.model.config(),
                 "validation": training.validation,
+                "classes": list(archive.plan.classes),
                 "world_size": world.size,
                 "torch": torch.__version__,
             },
@@ -219,4 +222,5 @@ def held_out_starts(archive: Archive, training: TrainingSettings, device: torch.
         return None
     states = torch.from_numpy(archive.read(range(count), [0, len(archive.sigmas) - 1])).float()
     sigmas = torch.full((count, 1), float(archive.sigmas[0]))
-    return Batch(states[:, :1], sigmas, states[:, 1]).to(device)
+    labels = one_hot(archive.plan.labels(range(count)), archive.plan.label_dim)
+    return Batch(states[:, :1], sigmas, states[:, 1], labels).to(device)

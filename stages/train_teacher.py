@@ -19,7 +19,8 @@ from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.trainer.checkpoint import TrainingState
 from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.edm_loss import NoisyImages, edm_loss, read_noisy_images
-from hkdpipe.trainer.images import load_images
+from hkdpipe.trainer.images import load_images, load_labels
+from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import TeacherTrainingSettings
@@ -41,6 +42,7 @@ def train_teacher(
     settings.
     """
     images = load_images(data)
+    classes = _classes(data) if settings.conditional else None
     channels, height, width = images.shape[1:]
     levels = len(settings.channel_mult)
     if height != width or height % (1 << (levels - 1)):
@@ -50,6 +52,7 @@ def train_teacher(
     arch = Architecture(
         img_resolution=height,
         img_channels=channels,
+        label_dim=0 if classes is None else int(classes.max()) + 1,
         model_channels=settings.model_channels,
         channel_mult=settings.channel_mult,
         num_blocks=settings.num_blocks,
@@ -73,7 +76,7 @@ def train_teacher(
         budget = settings.iterations * settings.batch_size
         did_nothing = state.seen >= budget and _exported_step(out / "export") == state.step
         if not did_nothing:
-            _fit(state, images, settings, budget, out, identity, device, reporter, stop)
+            _fit(state, images, classes, settings, budget, out, identity, device, reporter, stop)
             about = {
                 "dataset": data,
                 "images": len(images),
@@ -85,6 +88,7 @@ def train_teacher(
         title="train-teacher",
         rows=(
             ("images", f"{len(images):,} of {channels}x{height}x{width}"),
+            *([("classes", f"{arch.label_dim:,}")] if settings.conditional else []),
             ("parameters", f"{network.parameter_count():,}"),
             ("iterations", f"{state.step:,}"),
         ),
@@ -93,6 +97,23 @@ def train_teacher(
         data={"teacher": str(out / "export"), "iterations": state.step},
         did_nothing=did_nothing,
     )
+
+
+def _classes(data: str) -> NDArray[np.int64]:
+    """The classes of the images. InputError where they have none, or numbers are left out."""
+    classes = load_labels(data)
+    if classes is None:
+        raise InputError(
+            f"{data}: no classes to train with --conditional; accepted: 'digits', a folder whose subfolders "
+            "are the classes, an .npz file with an array 'labels'"
+        )
+    counts = np.bincount(classes)
+    if not counts.all():
+        raise InputError(
+            f"{data}: no image has label {counts.argmin()}; accepted: labels from 0 to {len(counts) - 1}, "
+            "none of them left out"
+        )
+    return classes
 
 
 def _exported_step(export: Path) -> int | None:
@@ -106,6 +127,7 @@ def _exported_step(export: Path) -> int | None:
 def _fit(
     state: TrainingState[PreconditionedUNet],
     images: NDArray[np.float32],
+    classes: NDArray[np.int64] | None,
     settings: TeacherTrainingSettings,
     budget: int,
     out: Path,
@@ -124,6 +146,7 @@ def _fit(
         keep_checkpoints=2,
     )
     metrics = MetricsLog(out / "metrics.csv", state.seen)
+    labels = one_hot(classes, state.model.arch.label_dim)
     with reporter.phase("training the teacher", budget, "images", state.seen) as advance:
 
         def log(seen: int, values: dict[str, float]) -> None:
@@ -131,13 +154,14 @@ def _fit(
             advance(seen, loss=values["loss"])
 
         def loss(model: nn.Module, batch: NoisyImages, progress: float) -> dict[str, Tensor]:
-            clean, noise, sigma = batch
-            noisy = clean.to(device), noise.to(device), sigma.to(device)
+            clean, noise, sigma, label = batch
+            told = None if label is None else label.to(device)
+            noisy = clean.to(device), noise.to(device), sigma.to(device), told
             return {"loss": edm_loss(model, noisy, state.model.arch.sigma_data)}
 
         fit(
             state,
-            lambda start, end: read_noisy_images(images, settings.seed, start, end),
+            lambda start, end: read_noisy_images(images, settings.seed, start, end, labels),
             loss,
             loop,
             out / "checkpoints",

@@ -12,17 +12,24 @@ from hkdpipe.manifests.order import training_indices
 
 P_MEAN, P_STD = -1.2, 1.2
 
-NoisyImages = tuple[Tensor, Tensor, Tensor]
-"""Images (B, C, H, W), unit noise of their shape, sigmas (B,)."""
+NoisyImages = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Images (B, C, H, W), unit noise of their shape, sigmas (B,), labels (B, label_dim) or None."""
 
 
-def read_noisy_images(images: NDArray[np.float32], seed: int, start: int, stop: int) -> NoisyImages:
-    """Images (B, C, H, W), unit noise of their shape and log-normal sigmas (B,) at the given positions."""
+def read_noisy_images(
+    images: NDArray[np.float32], seed: int, start: int, stop: int, labels: Tensor | None = None
+) -> NoisyImages:
+    """Images (B, C, H, W), unit noise of their shape and log-normal sigmas (B,) at the given positions.
+
+    With the images' `labels` (N, label_dim) those of the images taken come with them.
+    """
     positions = np.arange(start, stop)
-    clean = torch.from_numpy(images[training_indices(seed, start, stop, 0, len(images))])
+    chosen = training_indices(seed, start, stop, 0, len(images))
+    clean = torch.from_numpy(images[chosen])
     noise = rng.normal(seed, "teacher-noise", positions, clean[0].numel()).reshape(clean.shape)
     log_sigma = rng.normal(seed, "teacher-sigma", positions, 1)[:, 0] * P_STD + P_MEAN
-    return clean, torch.from_numpy(noise).float(), torch.from_numpy(np.exp(log_sigma)).float()
+    sigma = torch.from_numpy(np.exp(log_sigma)).float()
+    return clean, torch.from_numpy(noise).float(), sigma, None if labels is None else labels[chosen]
 
 
 def edm_loss(network: nn.Module, noisy: NoisyImages, sigma_data: float) -> Tensor:
@@ -30,7 +37,7 @@ def edm_loss(network: nn.Module, noisy: NoisyImages, sigma_data: float) -> Tenso
 
     lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2. `noisy` is what `read_noisy_images` returns.
     """
-    clean, noise, sigma = noisy
+    clean, noise, sigma, labels = noisy
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    denoised = network(clean + noise * sigma[:, None, None, None], sigma)
+    denoised = network(clean + noise * sigma[:, None, None, None], sigma, labels)
     return (weight[:, None, None, None] * (denoised - clean) ** 2).mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,35 @@ def load_images(source: str) -> NDArray[np.float32]:
     if path.is_dir():
         return _scaled(_read_folder(path))
     if path.suffix == ".npz" and path.is_file():
-        return _scaled(_read_npz(path))
+        return _scaled(_read_npz(path)["images"])
     raise InputError(f"{source}: no such image set; accepted: 'digits', a folder of pictures, an .npz file")
+
+
+def load_labels(source: str) -> NDArray[np.int64] | None:
+    """The classes (N,), numbered from 0, of the images of `load_images`; None where the set has none.
+
+    Those of 'digits' are known; of a folder whose pictures all lie in subfolders, the subfolders are the
+    classes, in the order of their names; an .npz has them in an array `labels`. Raises InputError for one
+    that holds no class numbers.
+    """
+    if source == "digits":
+        return load_digits()[1]
+    path = Path(source)
+    if path.is_dir():
+        places = [file.relative_to(path).parts for file in _pictures(path)]
+        if not places or any(len(parts) == 1 for parts in places):
+            return None
+        return np.unique([parts[0] for parts in places], return_inverse=True)[1].astype(np.int64)
+    arrays = _read_npz(path)
+    labels = arrays.get("labels")
+    if labels is None:
+        return None
+    if labels.dtype.kind not in "iu" or labels.shape != (len(arrays["images"]),) or labels.min() < 0:
+        raise InputError(
+            f"{path}: labels: {labels.dtype} {labels.shape}; accepted: a class number from 0 on for each of "
+            f"the {len(arrays['images'])} images"
+        )
+    return labels.astype(np.int64)
 
 
 def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -46,7 +74,7 @@ def _scaled(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _read_folder(path: Path) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = _pictures(path)
     if not files:
         raise InputError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
     images = []
@@ -65,13 +93,19 @@ def _read_folder(path: Path) -> NDArray[np.uint8]:
     return np.stack(images)
 
 
-def _read_npz(path: Path) -> NDArray[np.uint8]:
+def _pictures(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """`images`, uint8 (N, H, W, C), and `labels` as they are, if they are there."""
     try:
         arrays = np.load(path, allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             raise ValueError("it is a .npy, one array without a name")
         with arrays:
             images = arrays["images"]
+            labels = {"labels": arrays["labels"]} if "labels" in arrays else {}
     except KeyError:
         raise InputError(f"{path}: holds no array named 'images'") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -80,4 +114,4 @@ def _read_npz(path: Path) -> NDArray[np.uint8]:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise InputError(f"{path}: images: {images.dtype} {images.shape}; accepted: uint8 (N, H, W[, C])")
-    return images
+    return {"images": images, **labels}

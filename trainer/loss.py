@@ -21,9 +21,12 @@ class Batch:
     """(B, s)"""
     ends: Tensor
     """(B, C, H, W)"""
+    labels: Tensor | None = None
+    """(B, label_dim), one-hot; None of an unconditional teacher."""
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.states.to(device), self.sigmas.to(device), self.ends.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(self.states.to(device), self.sigmas.to(device), self.ends.to(device), labels)
 
 
 def mse_weight(progress: float, decades: float) -> float:
@@ -47,7 +50,8 @@ def distillation_loss(
     """
     count, times = batch.sigmas.shape
     ends = batch.ends.repeat_interleave(times, dim=0)
-    images = model(batch.states.flatten(0, 1), batch.sigmas.flatten())
+    labels = None if batch.labels is None else batch.labels.repeat_interleave(times, dim=0)
+    images = model(batch.states.flatten(0, 1), batch.sigmas.flatten(), labels)
     share = (time_weights(times).to(images) / count).repeat(count)
     mse = ((images - ends.to(images)) ** 2).mean(dim=(1, 2, 3)) @ share
     loss = mse_weight(progress, training.mse_decades) * mse

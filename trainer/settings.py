@@ -120,6 +120,7 @@ class TeacherTrainingSettings:
     channel_mult: tuple[int, ...] = setting((1, 2, 2), "width of each level over the finest", minimum=1)
     num_blocks: int = setting(1, "blocks a level", minimum=1)
     attn_resolutions: tuple[int, ...] = setting((4,), "resolutions with self-attention", minimum=1)
+    conditional: bool = setting(False, "teach the classes of the images too")
     iterations: int = setting(3000, "optimiser steps", minimum=1, kind="growing")
     batch_size: int = setting(128, "images in a step", minimum=1)
     learning_rate: float = setting(2e-3, "Adam's learning rate, cosine decay to zero", above=0.0)

@@ -56,6 +56,13 @@ class _Number(click.FloatRange):
 @click.option(
     "--edm-seeds", is_flag=True, default=None, help="Noise as EDM draws it: image i from torch's seed + i."
 )
+@click.option(
+    "--class",
+    "class_number",
+    type=int,
+    metavar="NUMBER",
+    help="Class of all pictures, if the model knows classes; without it, each has one drawn by the seed.",
+)
 @work_options
 def command(
     model: Path | None,
@@ -63,6 +70,7 @@ def command(
     out: Path,
     count: int,
     seed: int,
+    class_number: int | None,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -72,6 +80,7 @@ def command(
 
     \b
       hkdpipe sample --model runs/digits/export --count 64 --out samples
+      hkdpipe sample --model conditional/export --class 3 --out threes
       hkdpipe sample --teacher digits --steps 18 --count 64 --out samples
       hkdpipe sample --teacher my-teacher --steps 256 --churn 40 --s-min 0.05 --s-max 50 --s-noise 1.003 \\
           --out samples
@@ -88,7 +97,12 @@ def command(
     with working(device, quiet) as work:
         from hkdpipe.stages.sample import sample, sample_teacher
 
-        how: Any = {"device": work.device, "reporter": work.reporter, "stop": work.stop}
+        how: Any = {
+            "class_number": class_number,
+            "device": work.device,
+            "reporter": work.reporter,
+            "stop": work.stop,
+        }
 
         def call() -> Summary:
             if model is not None:

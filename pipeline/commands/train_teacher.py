@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,21 +27,26 @@ _HINTS = typing.get_type_hints(TeacherTrainingSettings)
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
     """An option for each setting, with its documentation. Lists are given with commas."""
     for field in reversed(_FIELDS):
+        name = f"--{field.name.replace('_', '-')}"
+        if _HINTS[field.name] is bool:
+            words = f"{field.metadata['doc']} (default: no)"
+            command = click.option(name, field.name, is_flag=True, default=None, help=words)(command)
+            continue
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         words = f"{field.metadata['doc']} ({accepted(_HINTS[field.name], field.metadata)}; default {default})"
-        command = click.option(f"--{field.name.replace('_', '-')}", field.name, metavar="VALUE", help=words)(
-            command
-        )
+        command = click.option(name, field.name, metavar="VALUE", help=words)(command)
     return command
 
 
-def parse_settings(given: dict[str, str | None]) -> TeacherTrainingSettings:
+def parse_settings(given: dict[str, str | bool | None]) -> TeacherTrainingSettings:
     """The settings of the options given, the others by default."""
-    values = {
-        field.name: toml_value(f"[{text}]" if isinstance(field.default, tuple) else text)
-        for field in _FIELDS
-        if (text := given[field.name]) is not None
-    }
+
+    def value(field: dataclasses.Field[Any], given: str | bool) -> Any:
+        if isinstance(given, bool):
+            return given
+        return toml_value(f"[{given}]" if isinstance(field.default, tuple) else given)
+
+    values = {field.name: value(field, text) for field in _FIELDS if (text := given[field.name]) is not None}
     return parse_section(TeacherTrainingSettings, values, "train-teacher")
 
 
@@ -56,11 +61,14 @@ def parse_settings(given: dict[str, str | None]) -> TeacherTrainingSettings:
 )
 @_setting_options
 @work_options
-def command(data: str, out: Path, device: str, quiet: bool, as_json: bool, **given: str | None) -> None:
+def command(
+    data: str, out: Path, device: str, quiet: bool, as_json: bool, **given: str | bool | None
+) -> None:
     """Train an EDM teacher on a set of pictures.
 
     \b
       hkdpipe train-teacher --data digits --out teacher
+      hkdpipe train-teacher --data my-images --conditional --out teacher
       hkdpipe generate-trajectories --teacher teacher/export --out archive --set generation.count=10000
     """
     one_process_only("train-teacher")

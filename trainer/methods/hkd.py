@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import InputError, UsageError
@@ -76,11 +77,16 @@ class HKD(nn.Module):
         return student.to(teacher.model.map_layer0.weight.device)
 
     def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        """E(x, sigma): the observables of states x (N, C, H, W) at noise levels sigma (N,), finest first."""
+        """E(x, sigma): the observables of states x (N, C, H, W) at noise levels sigma (N,), finest first.
+
+        Here and below, labels are one-hot (N, label_dim), class numbers (N,) of an integer type, or None.
+        """
         x, sigma = x.to(self.dtype), sigma.to(self.dtype)
         told = sigma if self.settings.encoder_time == "sigma" else torch.ones_like(sigma)
         scaled = x / (sigma**2 + self.arch.sigma_data**2).sqrt()[:, None, None, None]
-        return self.encoder.encode(scaled, self.encoder.embed(noise_label(told, len(x)), labels))
+        return self.encoder.encode(
+            scaled, self.encoder.embed(noise_label(told, len(x)), self._one_hot(labels))
+        )
 
     def evolve(self, z: Sequence[Tensor], start: Tensor, stop: Tensor) -> list[Tensor]:
         """exp(A (tau(stop) - tau(start))) z, noise levels (N,) or (1,)."""
@@ -94,7 +100,7 @@ class HKD(nn.Module):
         """D(z): images (N, C, H, W) from observables at the end; told one constant noise level."""
         level = self.sigma_max if self.settings.decoder_time == "initial" else self.sigma_min
         sigma = torch.full((1,), level, dtype=self.dtype, device=z[-1].device)
-        emb = self.decoder.embed(noise_label(sigma, len(z[-1])), labels)
+        emb = self.decoder.embed(noise_label(sigma, len(z[-1])), self._one_hot(labels))
         return self.decoder.decode(z, emb) * self.arch.sigma_data
 
     def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -109,6 +115,11 @@ class HKD(nn.Module):
         """One-step images from unit noise (N, C, H, W)."""
         sigma = torch.full((len(noise),), self.sigma_max, dtype=self.dtype, device=noise.device)
         return self.predict(noise.to(self.dtype) * self.sigma_max, sigma, labels)
+
+    def _one_hot(self, labels: Tensor | None) -> Tensor | None:
+        if labels is None:
+            return None
+        return (F.one_hot(labels, self.arch.label_dim) if labels.ndim == 1 else labels).to(self.dtype)
 
     def tau(self, sigma: Tensor) -> Tensor:
         """The time coordinate of the evolution."""

@@ -18,9 +18,12 @@ def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def plan(form: str) -> Plan:
-    """Ten trajectories of five 2 x 3 x 4 states in shards of four: the last shard is partial."""
+@pytest.fixture(params=[(), (0, 7, 3)], ids=["unconditional", "classes"])
+def plan(form: str, request: pytest.FixtureRequest) -> Plan:
+    """Ten trajectories of five 2 x 3 x 4 states in shards of four: the last shard is partial.
+
+    Of a teacher without classes, and of some of the classes of one with ten.
+    """
     return Plan(
         form=form,
         count=10,
@@ -33,11 +36,12 @@ def plan(form: str) -> Plan:
         sampler={"steps": 4, "sigma_min": 0.002, "sigma_max": 80, "rho": 7, "solver": "heun"},
         teacher={
             "sha256": "ab" * 32,
-            "architecture": {"kind": "SongUNet", "mult": (1, 2)},
+            "architecture": {"kind": "SongUNet", "mult": (1, 2), "label_dim": 10 if request.param else 0},
             "source": "/some/where",
             "licence": "CC0",
             "dataset": "digits",
         },
+        classes=request.param,
     )
 
 

@@ -22,6 +22,7 @@ from hkdpipe.manifests.plan import Plan
 
 Write = Callable[[Path, Plan], NDArray[Any]]
 Values = Callable[[Plan], NDArray[Any]]
+OTHER_LABELS = {"file": "../../etc/passwd", "bytes": 36, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -99,7 +100,7 @@ def test_begin_twice_and_another_plan(tmp_path: Path, plan: Plan, write: Write) 
         ({"seed": 8}, "seed: this archive has 7, now 8"),
         ({"sampler": plan.sampler | {"rho": 5.0}}, r"sampler\.rho: this archive has 7\.0, now 5\.0"),
         (
-            {"teacher": plan.teacher | {"architecture": {"kind": "other", "mult": [1, 2]}}},
+            {"teacher": plan.teacher | {"architecture": plan.teacher["architecture"] | {"kind": "other"}}},
             r"teacher\.architecture\.kind: this archive has 'SongUNet', now 'other'",
         ),
         ({"count": 9}, "count: this archive has 10, now 9; it may only grow"),
@@ -158,7 +159,7 @@ def test_describe(tmp_path: Path, plan: Plan, grown: Plan, values: Values, write
     assert state() == ("partial", 0, 3, 0, 10)
     record = archive.write_shard(tmp_path, plan, 2, values(plan)[8:], {"device": "cpu"})
     assert state() == ("partial", 1, 3, 2, 10)
-    assert archive.describe(tmp_path)["bytes"] == record.bytes
+    assert archive.describe(tmp_path)["bytes"] == sum(size for _, size, _ in record.files)
     with pytest.raises(InputError, match=r"shard 0 .* is missing"):
         archive.finish(tmp_path, plan)
     with pytest.raises(InputError, match="generate-trajectories"):
@@ -202,6 +203,46 @@ def test_damaged_size_is_found_on_opening(
     assert not (tmp_path / "manifest.json").exists()
     data = write(tmp_path, plan)
     assert archive.open_archive(tmp_path).read(range(10), [0]).tobytes() == data[:, :1].tobytes()
+
+
+LABELS_FILES = pytest.mark.parametrize(("form", "plan"), [("zarr", (0, 7, 3))], indirect=True)
+
+
+@pytest.fixture
+def labels_file(tmp_path: Path, plan: Plan, write: Write) -> Path:
+    """That of shard 1 of an archive which keeps labels in a file of their own."""
+    write(tmp_path, plan)
+    return tmp_path / "labels" / "c" / "1"
+
+
+@LABELS_FILES
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_a_shard_without_its_labels_is_missing(
+    tmp_path: Path, plan: Plan, write: Write, labels_file: Path, damage: Callable[[Path], None]
+) -> None:
+    before = labels_file.read_bytes()
+    damage(labels_file)
+    assert archive.describe(tmp_path)["state"] == "partial"
+    with pytest.raises(InputError, match=r"shard 1 \(labels/c/1\) is (missing|damaged)"):
+        archive.open_archive(tmp_path)
+    assert archive.missing_shards(tmp_path, plan) == [1]
+    write(tmp_path, plan)
+    assert archive.describe(tmp_path)["state"] == "complete"
+    assert labels_file.read_bytes() == before
+
+
+@LABELS_FILES
+def test_damaged_labels_are_found_on_first_use(tmp_path: Path, labels_file: Path) -> None:
+    opened = archive.open_archive(tmp_path)
+    content = bytearray(labels_file.read_bytes())
+    content[0] ^= 1
+    labels_file.write_bytes(content)
+    opened.read([0], [0])
+    with pytest.raises(InputError, match=r"shard 1 \(labels/c/1\) is damaged"):
+        opened.read([4], [0])
+    labels_file.unlink()
+    with pytest.raises(InputError, match=r"shard 1 \(labels/c/1\) is missing"):
+        opened.read([4], [0])
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
@@ -249,6 +290,7 @@ def test_short_reads_are_continued(
         (lambda m: m["shards"].pop(), "2 shards, but the plan has 3"),
         (lambda m: m["shards"].reverse(), "shard 0 is not the plan's"),
         (lambda m: m["shards"][1].update(file="../../etc/passwd"), "shard 1 is not the plan's"),
+        (lambda m: m["shards"][1].update(labels=OTHER_LABELS), "shard 1 is not the plan's"),
         (lambda m: m["shards"][1].update(offset=10**6), "shard 1 is not the plan's"),
         (lambda m: m["shards"][1].update(stride=1), "shard 1 is not the plan's"),
         (lambda m: m["plan"].update(seed=8), "shard 0 is not the plan's"),
@@ -284,7 +326,7 @@ def test_each_shard_is_verified_once_and_again_when_replaced(
     opened = archive.open_archive(tmp_path)
     for _ in range(3):
         opened.read([0, 9, 4, 0], [0])
-    assert sorted(hashed) == sorted(shard.file for shard in opened.shards)
+    assert sorted(hashed) == sorted(file for shard in opened.shards for file, _, _ in shard.files)
     path = tmp_path / opened.shards[2].file
     path.rename(tmp_path / "aside")
     path.write_bytes((tmp_path / "aside").read_bytes()[:-1] + b"x")
@@ -382,7 +424,8 @@ def check_recorded_shards(root: Path, plan: Plan) -> None:
     """A shard that counts as done has the bytes its record says."""
     for k in set(range(plan.shards)) - set(archive.missing_shards(root, plan)):
         record = json.loads((root / "records" / f"{k:06d}.json").read_text())
-        assert sha256_file(root / record["file"]) == record["sha256"]
+        for stored in (record, record.get("labels", record)):
+            assert sha256_file(root / stored["file"]) == stored["sha256"]
 
 
 KILLED_WRITER = """

@@ -17,6 +17,8 @@ from hkdpipe.manifests import archive, webdataset_form, zarr_form
 from hkdpipe.manifests.plan import Plan
 
 Write = Callable[[Path, Plan], NDArray[Any]]
+# Of seed 7 and classes 0, 7, 3; they are in every archive of this kind, and may never change.
+LABELS = [3, 0, 0, 0, 3, 0, 0, 7, 3, 0, 0, 0, 7, 0, 0]
 
 
 def read_plainly(root: Path, plan: Plan) -> NDArray[Any]:
@@ -32,7 +34,26 @@ def read_plainly(root: Path, plan: Plan) -> NDArray[Any]:
     assert [sample["json"] for sample in samples] == [
         {"index": i, "seed": plan.seed} for i in range(plan.count)
     ]
+    assert all(("cls" in sample) == bool(plan.classes) for sample in samples)
     return np.stack([sample["states.npy"] for sample in samples])
+
+
+def read_labels_plainly(root: Path, plan: Plan) -> list[int]:
+    if plan.form == "zarr":
+        import zarr
+
+        return np.asarray(zarr.open_group(root, mode="r")["labels"][:]).tolist()  # type: ignore[index]
+    import webdataset
+
+    paths = [str(path) for path in sorted(root.glob("*.tar"))]
+    return [sample["cls"] for sample in webdataset.WebDataset(paths, shardshuffle=False).decode()]
+
+
+@pytest.mark.parametrize("plan", [(0, 7, 3)], indirect=True)
+def test_plain_readers_see_the_labels(tmp_path: Path, plan: Plan, grown: Plan, write: Write) -> None:
+    for now in (plan, grown):
+        write(tmp_path, now)
+        assert read_labels_plainly(tmp_path, now) == [LABELS[i] for i in range(now.count)]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -73,7 +94,8 @@ def test_shards_are_byte_reproducible(tmp_path: Path, plan: Plan, write: Write) 
         {p.relative_to(r): p.read_bytes() for p in r.rglob("*") if p.is_file()} for r in roots(tmp_path)
     )
     assert first == second
-    assert len(first) == {"zarr": 10, "webdataset": 8}[plan.form]
+    # A Zarr array of labels: its metadata and three chunks.
+    assert len(first) == {"zarr": 14 if plan.classes else 10, "webdataset": 8}[plan.form]
 
 
 def roots(folder: Path) -> tuple[Path, Path]:

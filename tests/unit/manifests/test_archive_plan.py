@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def test_identity_is_all_but_the_count_and_the_teachers_path(plan: Plan) -> None
         )
     ]
     other += [teacher(sha256="ac" * 32), teacher(licence="other")]
+    if plan.classes:
+        other += [dataclasses.replace(plan, classes=classes) for classes in ((0, 7), (0, 3, 7), (5,))]
     assert {p.identity() for p in same} == {plan.identity()}
     assert len({p.identity() for p in [plan, *other]}) == len(other) + 1
 
@@ -84,6 +87,11 @@ def test_identity_is_all_but_the_count_and_the_teachers_path(plan: Plan) -> None
         ("sampler", None),
         ("teacher", {"sha256": "ab" * 32}),
         ("teacher", []),
+        ("classes", [10]),
+        ("classes", [-1]),
+        ("classes", [3, 3]),
+        ("classes", [3.0]),
+        ("classes", 3),
         ("unknown", 1),
     ],
 )
@@ -110,7 +118,7 @@ def test_damaged_tables_name_the_dotted_key(plan: Plan, table: str, key: str, va
 
 
 def test_missing_keys_are_named(plan: Plan) -> None:
-    for key in plan.to_json():
+    for key in set(plan.to_json()) - {"classes"}:
         values = plan.to_json()
         del values[key]
         with pytest.raises(InputError, match=f"{key}: missing"):
@@ -119,14 +127,55 @@ def test_missing_keys_are_named(plan: Plan) -> None:
         Plan.from_json([], PATH)
 
 
+def test_classes_are_the_teachers(plan: Plan) -> None:
+    architecture = plan.teacher["architecture"]
+    knowing, ignorant = (plan.teacher | {"architecture": architecture | {"label_dim": n}} for n in (2, 0))
+    assert dataclasses.replace(plan, teacher=knowing, classes=(1, 0)).label_dim == 2
+    for teacher, classes, accepted in (
+        (knowing, (), "different classes from 0 to 1"),
+        (knowing, (2,), "different classes from 0 to 1"),
+        (ignorant, (0,), "none, as the teacher knows no classes"),
+    ):
+        message = f"classes: got {list(classes)}; accepted: {accepted}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            dataclasses.replace(plan, teacher=teacher, classes=classes)
+
+
+def test_records_without_classes_know_nothing_of_them(plan: Plan) -> None:
+    """So that the files of unconditional teachers are what they always were."""
+    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, 0, 24, "1" * 64, {})
+    assert "labels" not in record.to_json()
+    assert ("classes" in plan.to_json()) == bool(plan.classes)
+
+
+def test_labels_depend_on_seed_and_index_alone(plan: Plan) -> None:
+    if not plan.classes:
+        assert plan.labels(range(10)) is None
+        return
+    labels = plan.labels(range(10))
+    assert labels is not None
+    assert labels.dtype == np.int64
+    for other in (dataclasses.replace(plan, count=99), dataclasses.replace(plan, shard_size=3)):
+        assert np.array_equal(other.labels([9, 0, 4]), labels[[9, 0, 4]])  # type: ignore[arg-type]
+    assert not np.array_equal(dataclasses.replace(plan, seed=8).labels(range(10)), labels)  # type: ignore[arg-type]
+    assert dataclasses.replace(plan, classes=(5,)).labels([0, 1]).tolist() == [5, 5]  # type: ignore[union-attr]
+
+
 def test_more_shards_than_names(plan: Plan) -> None:
     with pytest.raises(ValueError, match="shard_size"):
         dataclasses.replace(plan, count=4 * 10**6 + 1)
 
 
 def test_shard_record() -> None:
-    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, 0, 24, "1" * 64, {"device": "cpu"})
+    labels = {"file": "l", "bytes": 36, "sha256": "2" * 64}
+    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, 0, 24, "1" * 64, {"device": "cpu"}, labels)
+    assert record.files == (("f", 100, "0" * 64), ("l", 36, "2" * 64))
     assert ShardRecord.from_json(json.loads(json.dumps(record.to_json())), PATH) == record
     for key, value in [("index", -1), ("sha256", "x"), ("file", None), ("stride", 1.5), ("fingerprint", [])]:
         with pytest.raises(InputError, match=rf"^x/plan\.json: {key}: "):
             ShardRecord.from_json(record.to_json() | {key: value}, PATH)
+    for key, value in [("file", 3), ("bytes", -1), ("sha256", "x")]:
+        with pytest.raises(InputError, match=rf"^x/plan\.json: labels\.{key}: "):
+            ShardRecord.from_json(record.to_json() | {"labels": labels | {key: value}}, PATH)
+    with pytest.raises(InputError, match=r"labels: got .* a table of file, bytes, sha256"):
+        ShardRecord.from_json(record.to_json() | {"labels": {"file": "l"}}, PATH)

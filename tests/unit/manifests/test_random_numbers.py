@@ -21,6 +21,7 @@ GOLDEN_NORMAL_0 = [
 ]
 GOLDEN_NORMAL_1 = ["-0x1.72f9ea6cf6575p-2", "0x1.489370af64099p+0"]
 GOLDEN_NOISE = "3eb9cb3848385ec0073dc7b9d52f58b9"
+GOLDEN_LABELS = [7, 0, 3, 3, 4, 5, 4, 7]
 GOLDEN_PERMUTATION = [1, 7, 2, 4, 3, 6, 0, 5]
 
 
@@ -83,6 +84,7 @@ def test_golden_values() -> None:
     assert (noise.dtype, noise.shape) == (np.float16, (2, 1, 2, 2))
     assert noise.astype("<f2").tobytes().hex() == GOLDEN_NOISE
     assert rng.permutation(3, "order", 1, 8).tolist() == GOLDEN_PERMUTATION
+    assert rng.choice(3, "labels", range(8), range(10)).tolist() == GOLDEN_LABELS
 
 
 def test_uniform_is_the_upper_53_bits() -> None:
@@ -133,6 +135,22 @@ def test_distribution_and_independence() -> None:
     for a, b in neighbours:
         assert abs((a * b).mean()) < 4 / math.sqrt(a.size)
         assert abs(((a**2 - 1) * (b**2 - 1)).mean()) < 4 * 2 / math.sqrt(a.size)
+
+
+@pytest.mark.parametrize("values", [(4,), (0, 7, 3), range(1000)])
+def test_choice_takes_a_value_by_the_first_word(values: range | tuple[int, ...]) -> None:
+    indices = [0, 5, 2**40]
+    expected = [values[(int(rng.raw(3, "labels", i, 1)[0]) >> 11) * len(values) >> 53] for i in indices]
+    chosen = rng.choice(3, "labels", indices, values)
+    assert (chosen.dtype, chosen.tolist()) == (np.int64, expected)
+
+
+def test_choice_is_uniform_and_never_beyond_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = np.bincount(rng.choice(0, "labels", range(20_000), range(10)), minlength=10)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    monkeypatch.setattr(rng, "raw", lambda *_: np.full(1, M - 1, dtype=np.uint64))
+    for n in (1, 3, 10, 1000):
+        assert rng.choice(0, "labels", [0], range(n)).tolist() == [n - 1]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 192])

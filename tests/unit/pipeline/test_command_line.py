@@ -228,6 +228,9 @@ def test_stages_at_explicit_places(stages: Any, hkdpipe: Hkdpipe) -> None:
 def test_sample(stages: Any, hkdpipe: Hkdpipe) -> None:
     assert hkdpipe("sample", "--model", "m", "--out", "s", "--count", "5").code == 0
     assert (last_call(stages)["count"], last_call(stages)["seed"]) == (5, 0)
+    assert last_call(stages)["class_number"] is None
+    assert hkdpipe("sample", "--model", "m", "--out", "s", "--class", "3").code == 0
+    assert last_call(stages)["class_number"] == 3
     assert hkdpipe("sample", "--model", "m", "--out", "s", "--count", "0").code == 2
 
 
@@ -245,6 +248,8 @@ def test_sample_of_a_teacher(stages: Any, hkdpipe: Hkdpipe) -> None:
 def test_train_teacher(stages: Any, hkdpipe: Hkdpipe) -> None:
     hkdpipe("train-teacher", "--data", "digits", "--out", "t", "--channel-mult", "1,2", "--ema", "0.5")
     assert last_call(stages)["settings"] == TeacherTrainingSettings(channel_mult=(1, 2), ema=0.5)
+    hkdpipe("train-teacher", "--data", "digits", "--out", "t", "--conditional")
+    assert last_call(stages)["settings"] == TeacherTrainingSettings(conditional=True)
 
 
 def fail(stages: Any, error: BaseException) -> None:

@@ -13,9 +13,9 @@ from hkdpipe.trainer.sampler import sigma_schedule
 WriteShards = Callable[[Path, Plan, int], None]
 
 
-@pytest.fixture
-def plan() -> Plan:
-    """Twelve trajectories of five 1 x 2 x 2 states in shards of five."""
+@pytest.fixture(params=[(), (3, 0, 1)], ids=["unconditional", "classes"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    """Twelve trajectories of five 1 x 2 x 2 states in shards of five; of all classes and of three of four."""
     return Plan(
         form="zarr",
         count=12,
@@ -28,11 +28,12 @@ def plan() -> Plan:
         sampler={"steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "solver": "heun"},
         teacher={
             "sha256": "ab" * 32,
-            "architecture": {},
+            "architecture": {"label_dim": 4 if request.param else 0},
             "source": "somewhere",
             "licence": "",
             "dataset": "",
         },
+        classes=request.param,
     )
 
 

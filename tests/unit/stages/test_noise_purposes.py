@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hkdpipe.manifests.errors import HkdpipeError
 from hkdpipe.manifests.plan import Plan
-from hkdpipe.manifests.rng import unit_noise
+from hkdpipe.manifests.rng import choice, unit_noise
 from hkdpipe.stages import sample as sampling
 from hkdpipe.stages.evaluate import _Context
 from hkdpipe.stages.generate import sample_shard
@@ -30,21 +32,25 @@ SEED = 7
 
 
 class Recorder:
-    """A student that keeps the noise it is given."""
+    """A student that keeps the noise and the labels it is given."""
 
     image_shape = SHAPE
 
-    def __init__(self) -> None:
+    def __init__(self, label_dim: int = 0) -> None:
+        self.arch = SimpleNamespace(label_dim=label_dim)
         self.given: list[Tensor] = []
+        self.asked: list[Tensor | None] = []
 
-    def sample(self, noise: Tensor) -> Tensor:
+    def sample(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         self.given.append(noise)
+        self.asked.append(labels)
         return noise
 
 
 def denoiser(x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
-    """Pixels depend on each other, so that mixing them up shows."""
-    return (x + x.flip(-1)) / (2 + sigma**2)
+    """Pixels depend on each other and on the class, so that mixing them up shows."""
+    classes = 0 if labels is None else labels.argmax(dim=1)[:, None, None, None]
+    return (x + x.flip(-1)) / (2 + sigma**2) + classes
 
 
 def archive_noise(plan: Plan) -> Noise:
@@ -56,11 +62,11 @@ def archive_noise(plan: Plan) -> Noise:
     return np.asarray(np.concatenate(pieces)[:, 0] / plan.sigmas[0], dtype=np.float64)
 
 
-def evaluation_noise(count: int) -> Noise:
-    context = _Context(
+def evaluation(plan: Plan) -> _Context:
+    return _Context(
         teacher=cast(Teacher, None),
         student=cast(HKD, Recorder()),
-        archive=cast(Any, None),
+        archive=cast(Any, SimpleNamespace(plan=plan)),
         validation=0,
         settings=EvaluationSettings(seed=SEED),
         out=Path(),
@@ -68,17 +74,31 @@ def evaluation_noise(count: int) -> Noise:
         reporter=Silent(),
         stop=lambda: False,
     )
+
+
+def evaluation_noise(plan: Plan, count: int) -> Noise:
+    context = evaluation(plan)
     whole = context.noise(0, count)
     assert torch.equal(torch.cat([context.noise(0, 5), context.noise(5, count)]), whole)
     return whole.double().numpy()
 
 
-def sampling_noise(count: int, out: Path, monkeypatch: pytest.MonkeyPatch) -> Noise:
-    recorder = Recorder()
+def sampled(
+    count: int, out: Path, monkeypatch: pytest.MonkeyPatch, label_dim: int = 0, **options: Any
+) -> Recorder:
+    """What a model in `out` is given, in batches of five."""
+    recorder = Recorder(label_dim)
     monkeypatch.setattr(HKD, "from_pretrained", lambda *arguments: recorder)
     monkeypatch.setattr(sampling, "BATCH_SIZE", 5)
-    sampling.sample(Path(), out, count, SEED, device=CPU, reporter=Silent(), stop=lambda: False)
+    work: dict[str, Any] = {"device": CPU, "reporter": Silent(), "stop": lambda: False}
+    sampling.sample(out, out, count, SEED, **options, **work)
+    return recorder
+
+
+def sampling_noise(count: int, out: Path, monkeypatch: pytest.MonkeyPatch) -> Noise:
+    recorder = sampled(count, out, monkeypatch)
     assert [len(noise) for noise in recorder.given] == [5, 5, 2]
+    assert recorder.asked == [None] * 3
     return torch.cat(recorder.given).double().numpy()
 
 
@@ -87,7 +107,7 @@ def test_archive_evaluation_and_sampling_draw_different_noise_from_one_seed(
 ) -> None:
     drawn = {
         "archive": archive_noise(plan),
-        "evaluation": evaluation_noise(12),
+        "evaluation": evaluation_noise(plan, 12),
         "sampling": sampling_noise(12, tmp_path, monkeypatch),
     }
     for purpose, noise in drawn.items():
@@ -114,3 +134,63 @@ def test_a_trajectory_depends_on_its_number_alone(plan: Plan) -> None:
         common = min(len(found), 12)
         assert np.array_equal(found[:common], expected[:common])
     assert not np.array_equal(trajectories(seed=8), expected)
+    assert np.array_equal(trajectories(classes=plan.classes[:1]), expected) == (not plan.classes)
+
+
+@pytest.mark.parametrize("plan", [(3, 0, 1)], indirect=True)
+def test_a_trajectory_has_the_label_of_its_number(plan: Plan) -> None:
+    """A teacher that answers with the class alone: its trajectories end there."""
+
+    def of_class(x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        return torch.zeros_like(x) + labels.argmax(dim=1)[:, None, None, None]
+
+    shards = (sample_shard(cast(Teacher, of_class), plan, k, CPU) for k in range(plan.shards))
+    ends = np.concatenate([piece[:, -1, 0, 0, 0] for shard in shards for piece in shard])
+    labels = plan.labels(range(12))
+    assert labels is not None
+    assert np.round(ends).tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("plan", [(3, 0, 1)], indirect=True)
+def test_evaluation_and_sampling_draw_labels_that_are_not_those_of_the_archive(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = evaluation(plan)
+    whole = context.classes(0, 40)
+    assert whole is not None
+    assert whole.tolist() == choice(SEED, "evaluation-labels", range(40), plan.classes).tolist()
+    assert context.classes(30, 40).tolist() == whole[30:].tolist()  # type: ignore[union-attr]
+    (tmp_path / "state.json").write_text('{"classes": [3, 0, 1]}')
+    given = torch.cat([cast(Tensor, labels) for labels in sampled(40, tmp_path, monkeypatch, 4).asked])
+    drawn = given.argmax(dim=1).tolist()
+    assert drawn == choice(SEED, "sampling-labels", range(40), plan.classes).tolist()
+    archived = plan.labels(range(40)).tolist()  # type: ignore[union-attr]
+    assert len({tuple(labels) for labels in (drawn, whole.tolist(), archived)}) == 3
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert (arrays["labels"].dtype, arrays["labels"].tolist()) == (np.int64, drawn)
+
+
+@pytest.mark.parametrize(
+    ("text", "label_dim", "asked", "message"),
+    [
+        ("{}", 0, 3, "--class: got 3; accepted: none, as the model knows no classes"),
+        ("{}", 4, 4, "--class: got 4; accepted: 0 to 3"),
+        ("{}", 4, -1, "--class: got -1; accepted: 0 to 3"),
+        ('{"about": {"classes": [3, 1]}}', 4, 0, "--class: got 0; accepted: 1, 3"),
+        ('{"about": {"classes": [3, 4]}}', 4, None, "classes: got [3, 4]; accepted: numbers from 0 to 3"),
+        ('{"about": {"classes": 3}}', 4, None, "classes: got 3; accepted: numbers from 0 to 3"),
+    ],
+)
+def test_classes_that_a_model_does_not_know(
+    text: str,
+    label_dim: int,
+    asked: int | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(HkdpipeError) as raised:
+        sampled(1, tmp_path, monkeypatch, label_dim, class_number=asked)
+    assert str(raised.value).endswith(message)

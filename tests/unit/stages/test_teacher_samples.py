@@ -27,7 +27,7 @@ Samples = Callable[..., NDArray[np.uint8]]
 class Mixer:
     """A teacher without a network; pixels depend on each other, so that mixing them up shows."""
 
-    arch = SimpleNamespace(sigma_min=0.0, sigma_max=np.inf)
+    arch = SimpleNamespace(label_dim=0, sigma_min=0.0, sigma_max=np.inf)
     image_shape = SHAPE
 
     def __call__(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:

@@ -38,7 +38,12 @@ def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive,
     drawn = HKD.draw_states(training, np.arange(5, 25), archive.sigmas)
     assert batch.states.shape == (20, times, 1, 2, 2)
     assert batch.ends.shape == (20, 1, 2, 2)
-    assert {value.dtype for value in vars(batch).values()} == {torch.float32}
+    assert {value.dtype for value in vars(batch).values() if value is not None} == {torch.float32}
+    if archive.plan.classes:
+        assert batch.labels is not None
+        assert batch.labels.shape == (20, 4)
+        assert batch.labels.argmax(dim=1).tolist() == archive.plan.labels(indices).tolist()  # type: ignore[union-attr]
+        assert set(batch.labels.sum(dim=1).tolist()) == {1.0}
     assert (batch.states == torch.from_numpy(10 * indices[:, None] + drawn)[:, :, None, None, None]).all()
     assert (batch.ends == torch.from_numpy(10 * indices + 4)[:, None, None, None]).all()
     np.testing.assert_allclose(batch.sigmas, archive.sigmas[drawn], rtol=1e-6)
@@ -49,6 +54,9 @@ def test_batches_depend_on_the_positions_alone(archive: Archive) -> None:
     whole = read_batch(archive, TRAINING, 0, 30)
     parts = [read_batch(archive, TRAINING, *part) for part in ((0, 4), (4, 17), (17, 30))]
     for name, value in vars(whole).items():
+        if value is None:
+            assert not archive.plan.classes
+            continue
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value)
 
 
@@ -58,6 +66,10 @@ def test_held_out_trajectories_are_the_first_ones(archive: Archive) -> None:
     assert batch.states[:, 0, 0, 0, 0].tolist() == [0, 10, 20]
     assert batch.ends[:, 0, 0, 0].tolist() == [4, 14, 24]
     assert batch.sigmas[:, 0].tolist() == pytest.approx([80] * 3)
+    labels = archive.plan.labels(range(3))
+    assert (None if batch.labels is None else batch.labels.argmax(dim=1).tolist()) == (
+        None if labels is None else labels.tolist()
+    )
     none = dataclasses.replace(TRAINING, validation=0)
     assert held_out_starts(archive, none, torch.device("cpu")) is None
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,15 +12,16 @@ from hkdpipe.trainer.settings import TrainingSettings
 
 
 class Scaling(nn.Module):
-    """A model that depends on the state and on its noise level."""
+    """A model that depends on the state, on its noise level and on its class."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(0.8))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         assert sigma.shape == (len(x),)
-        return self.gain * x / (1 + sigma[:, None, None, None])
+        made = self.gain * x / (1 + sigma[:, None, None, None])
+        return made if labels is None else made + labels.argmax(dim=1)[:, None, None, None]
 
 
 def worst_pixel(a: Tensor, b: Tensor) -> Tensor:
@@ -44,17 +47,22 @@ def test_time_weights(times: int, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("distance", [None, worst_pixel])
 @pytest.mark.parametrize("times", [1, 2, 5])
-def test_distillation_loss_is_the_sum_written_out(times: int, distance: Distance | None) -> None:
+@pytest.mark.parametrize("classes", [None, [2, 0, 0, 1]])
+def test_distillation_loss_is_the_sum_written_out(
+    classes: list[int] | None, times: int, distance: Distance | None
+) -> None:
     """The mean over trajectories of d(start) + the mean of d(t) over the times in between."""
     training = TrainingSettings(times=times, perceptual_weight=2.5, mse_decades=3.0)
     model, progress = Scaling().double(), 0.3
     states = torch.randn(4, times, 1, 3, 2, dtype=torch.float64)
-    batch = Batch(states, torch.rand(4, times).double(), torch.randn(4, 1, 3, 2).double())
+    labels = None if classes is None else torch.eye(3)[classes]
+    batch = Batch(states, torch.rand(4, times).double(), torch.randn(4, 1, 3, 2).double(), labels)
     totals = {"loss": 0.0, "mse": 0.0, "perceptual": 0.0}
     for trajectory in range(4):
         end = batch.ends[trajectory]
         for time in range(times):
             image = 0.8 * states[trajectory, time] / (1 + batch.sigmas[trajectory, time])
+            image = image + (classes[trajectory] if classes else 0)
             share = 1 if time == 0 else 1 / (times - 1)
             squares = [value**2 for value in (image - end).flatten().tolist()]
             mse = sum(squares) / len(squares)
@@ -72,6 +80,7 @@ def test_distillation_loss_is_the_sum_written_out(times: int, distance: Distance
 
 
 def test_batch_moves_as_a_whole() -> None:
-    batch = Batch(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1), torch.zeros(1, 1, 2, 2))
+    batch = Batch(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1), torch.zeros(1, 1, 2, 2), torch.eye(1))
     moved = batch.to(torch.device("meta"))
     assert {value.device.type for value in vars(moved).values()} == {"meta"}
+    assert replace(batch, labels=None).to(torch.device("meta")).labels is None

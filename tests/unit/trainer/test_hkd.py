@@ -155,6 +155,26 @@ def test_every_tensor_has_an_operator_of_its_shape(student: HKD) -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_labels_are_classes_or_one_hot(arch: Architecture, randomise: Randomise, dtype: torch.dtype) -> None:
+    """And reach encoder and decoder: a student told another class in either answers otherwise."""
+    network = PreconditionedUNet(dataclasses.replace(arch, label_dim=4))
+    randomise(network)
+    student = HKD.from_teacher(network, KoopmanSettings()).to(dtype)
+    noise, classes = torch.randn(3, 1, 8, 8, dtype=dtype), torch.tensor([2, 0, 3])
+    one_hot = torch.eye(4)[classes]
+    images = student.sample(noise, one_hot)
+    assert torch.equal(student.sample(noise, classes), images)
+    other, sigmas = torch.tensor([2, 1, 3]), torch.full((3,), 80.0, dtype=dtype)
+    z = student.encode(noise * 80, sigmas, classes)
+    for told in (
+        student.decode(z, other),
+        student.decode(student.encode(noise * 80, sigmas, other), classes),
+    ):
+        same = [torch.equal(*pair) for pair in zip(told, images, strict=True)]
+        assert same == [True, False, True]
+
+
 def test_training_one_student_leaves_the_teacher_alone(network: PreconditionedUNet) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     student = HKD.from_teacher(network, KoopmanSettings())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.trainer.images import load_digits, load_images
+from hkdpipe.trainer.images import load_digits, load_images, load_labels
 
 Pixels = NDArray[Any]
 
@@ -146,6 +146,38 @@ def test_flipped_byte_in_npz(tmp_path: Path, place: float) -> None:
     path = tmp_path / "set.npz"
     path.write_bytes(content)
     assert refusal(path).startswith(f"{path}: not a readable .npz (")
+
+
+def test_classes_of_digits_and_of_subfolders(tmp_path: Path) -> None:
+    assert np.array_equal(load_labels("digits"), load_digits()[1])  # type: ignore[arg-type]
+    for value, name in enumerate(("dog/b.png", "cat/10.png", "dog/a/9.png", "cat/2.png")):
+        picture(tmp_path / name, np.full((2, 2), value, dtype=np.uint8))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("not a picture")
+    labels = load_labels(str(tmp_path))
+    assert labels is not None
+    shades = np.round((load_images(str(tmp_path))[:, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
+    assert dict(zip(shades, labels.tolist(), strict=True)) == {0: 1, 1: 0, 2: 1, 3: 0}
+    picture(tmp_path / "stray.png", pixels(2, 2))
+    assert load_labels(str(tmp_path)) is None
+
+
+def test_classes_of_an_npz(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    path.write_bytes(archive(images=pixels(3, 4, 4), labels=np.array([2, 0, 2], dtype=np.uint8)))
+    labels = load_labels(str(path))
+    assert labels is not None
+    assert (labels.dtype, labels.tolist()) == (np.int64, [2, 0, 2])
+    path.write_bytes(archive(images=pixels(3, 4, 4)))
+    assert load_labels(str(path)) is None
+    for wrong in (np.array([0, 1]), np.array([0.0, 1, 2]), np.array([-1, 0, 1]), np.eye(3, dtype=int)):
+        path.write_bytes(archive(images=pixels(3, 4, 4), labels=wrong))
+        with pytest.raises(InputError) as raised:
+            load_labels(str(path))
+        assert str(raised.value) == (
+            f"{path}: labels: {wrong.dtype} {wrong.shape}; accepted: a class number from 0 on for each of "
+            "the 3 images"
+        )
 
 
 def test_unknown_image_set(tmp_path: Path) -> None:
