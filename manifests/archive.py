@@ -32,6 +32,7 @@ from hkdpipe.manifests.files import (
     write_json,
 )
 from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.settings import digest
 
 _OPEN_FILES = 256
 _HASH_BYTES = 1 << 20
@@ -41,7 +42,7 @@ Integers = Sequence[int] | NDArray[np.integer]
 class _Form(Protocol):
     def shard_file(self, k: int) -> str: ...
     def labels_file(self, plan: Plan, k: int) -> str: ...
-    def prepare(self, root: Path, plan: Plan) -> None: ...
+    def metadata(self, plan: Plan) -> dict[str, bytes]: ...
     def encode_shard(
         self, plan: Plan, k: int, states: NDArray[Any]
     ) -> tuple[memoryview, int, int, memoryview | None]: ...
@@ -69,12 +70,20 @@ def begin(root: Path, plan: Plan) -> None:
         _unlink(manifest)
     if plan != previous:
         write_json(path, plan.to_json())
-    _FORMS[plan.form].prepare(root, plan)
+    for name, data in metadata(plan).items():
+        if not (root / name).is_file() or (root / name).read_bytes() != data:
+            make_folders((root / name).parent)
+            write_atomic(root / name, data)
+
+
+def metadata(plan: Plan) -> dict[str, bytes]:
+    """What the archive's form needs beside shards and manifest, by the path relative to the archive."""
+    return _FORMS[plan.form].metadata(plan)
 
 
 def missing_shards(root: Path, plan: Plan) -> list[int]:
     """The shards still to be written: those without a valid record or without files of the recorded sizes."""
-    return [k for k in range(plan.shards) if _valid_record(root, plan, k) is None]
+    return [k for k in range(plan.shards) if valid_record(root, plan, k) is None]
 
 
 def write_shard(
@@ -94,9 +103,9 @@ def write_shard(
         if not np.isfinite(trajectory).all():
             raise HkdpipeError(f"{root}: trajectory {start + i} is not finite in {plan.dtype}")
     form = _FORMS[plan.form]
-    record_path = _record_path(root, k)
+    record_file = record_path(root, k)
     # A record must never stand beside a file that it was not made from.
-    _unlink(record_path)
+    _unlink(record_file)
     data, offset, stride, labels = form.encode_shard(plan, k, states)
     file = form.shard_file(k)
     _write(root / file, data)
@@ -118,7 +127,7 @@ def write_shard(
         fingerprint=fingerprint,
         labels=stored_labels,
     )
-    write_json(record_path, record.to_json())
+    write_json(record_file, record.to_json())
     return record
 
 
@@ -129,13 +138,14 @@ def finish(root: Path, plan: Plan) -> Path:
     """
     records = []
     for k in range(plan.shards):
-        record = _valid_record(root, plan, k)
+        record = valid_record(root, plan, k)
         if record is None:
             raise InputError(
                 f"{root}: shard {k} ({_FORMS[plan.form].shard_file(k)}) is missing or incomplete"
             )
         records.append(record.to_json())
-    write_json(root / "manifest.json", {"plan": plan.to_json(), "shards": records})
+    values = {"plan": plan.to_json(), "shards": records}
+    write_json(root / "manifest.json", {**values, "sha256": digest(values)})
     return root / "manifest.json"
 
 
@@ -156,12 +166,12 @@ def describe(root: Path) -> dict[str, Any]:
     plan: Plan | None = None
     complete = False
     if (root / "manifest.json").exists():
-        plan, records = _read_manifest(root)
+        plan, records = read_manifest(root)
         records = [record for record in records if _sizes_are_right(root, record)]
         complete = len(records) == plan.shards
     elif (root / "plan.json").exists():
         plan = Plan.from_json(read_json(root / "plan.json"), root / "plan.json")
-        found = (_valid_record(root, plan, k) for k in range(plan.shards))
+        found = (valid_record(root, plan, k) for k in range(plan.shards))
         records = [record for record in found if record is not None]
     return {
         "state": "complete" if complete else "partial" if plan else "absent",
@@ -279,7 +289,7 @@ class Archive:
 def open_archive(path: str | Path) -> Archive:
     """Open a finished archive. InputError if it is none or a shard's file is missing or of another size."""
     root = Path(path)
-    plan, shards = _read_manifest(root)
+    plan, shards = read_manifest(root)
     for shard in shards:
         for file, recorded, _ in shard.files:
             size = _size(root / file)
@@ -289,6 +299,21 @@ def open_archive(path: str | Path) -> Archive:
                 what = f"is damaged: it has {size} bytes, not the manifest's {recorded}"
                 raise _damaged(root, shard, file, what)
     return Archive(root, plan, shards)
+
+
+def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> NDArray[Any]:
+    """All states of consecutive trajectories of one shard, (n, *plan.states_shape), without verifying it."""
+    frame = np.empty((len(indices), record.stride), dtype=np.uint8)
+    start = record.offset + (indices.start - record.start) * record.stride
+    # The last trajectory of a shard may be followed by fewer bytes than a stride.
+    wanted = (len(indices) - 1) * record.stride + plan.trajectory_bytes
+    with (root / record.file).open("rb") as file:
+        file.seek(start)
+        if file.readinto(frame.reshape(-1)[:wanted].data) != wanted:
+            raise _damaged(root, record, record.file, "ends early")
+    dtype = np.dtype(plan.dtype).newbyteorder("<")
+    states = np.ascontiguousarray(frame[:, : plan.trajectory_bytes]).view(dtype)
+    return states.reshape(len(indices), *plan.states_shape)
 
 
 class _OpenFile:
@@ -329,7 +354,8 @@ def _numbers(name: str, values: Any, end: int) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _read_manifest(root: Path) -> tuple[Plan, list[ShardRecord]]:
+def read_manifest(root: Path) -> tuple[Plan, list[ShardRecord]]:
+    """Plan and records of a finished archive. InputError if there is no manifest or it is damaged."""
     path = root / "manifest.json"
     if not path.is_file():
         raise InputError(
@@ -339,18 +365,20 @@ def _read_manifest(root: Path) -> tuple[Plan, list[ShardRecord]]:
     values = read_json(path)
     if not isinstance(values, dict) or not isinstance(values.get("shards"), list):
         raise InputError(f"{path}: not the manifest of an archive")
+    if values.get("sha256") != digest({key: values.get(key) for key in ("plan", "shards")}):
+        raise InputError(f"{path}: changed since it was written: its contents do not give its sha256")
     plan = Plan.from_json(values.get("plan"), path)
     shards = [ShardRecord.from_json(shard, path) for shard in values["shards"]]
     if len(shards) != plan.shards:
         raise InputError(f"{path}: {len(shards)} shards, but the plan has {plan.shards}")
     identity = plan.identity()
     for k, shard in enumerate(shards):
-        if not _fits(plan, identity, k, shard):
+        if not fits(plan, identity, k, shard):
             raise InputError(f"{path}: shard {k} is not the plan's")
     return plan, shards
 
 
-def _fits(plan: Plan, identity: str, k: int, record: ShardRecord) -> bool:
+def fits(plan: Plan, identity: str, k: int, record: ShardRecord) -> bool:
     """Whether a record is one of shard k under the plan, and all its trajectories lie within its file."""
     last = record.offset + (record.stop - record.start - 1) * record.stride
     return (
@@ -364,17 +392,19 @@ def _fits(plan: Plan, identity: str, k: int, record: ShardRecord) -> bool:
     )
 
 
-def _record_path(root: Path, k: int) -> Path:
+def record_path(root: Path, k: int) -> Path:
+    """Where the record of shard k lies."""
     return root / "records" / f"{k:06d}.json"
 
 
-def _valid_record(root: Path, plan: Plan, k: int) -> ShardRecord | None:
-    path = _record_path(root, k)
+def valid_record(root: Path, plan: Plan, k: int) -> ShardRecord | None:
+    """The record of shard k; None unless it is the plan's and its files have the recorded sizes."""
+    path = record_path(root, k)
     try:
         record = ShardRecord.from_json(read_json(path), path)
     except InputError:
         return None
-    good = _fits(plan, plan.identity(), k, record) and _sizes_are_right(root, record)
+    good = fits(plan, plan.identity(), k, record) and _sizes_are_right(root, record)
     return record if good else None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,9 @@ def labels_file(plan: Plan, k: int) -> str:
     return ""
 
 
-def prepare(root: Path, plan: Plan) -> None:
-    """Nothing to write: tar shards need no metadata beside them."""
+def metadata(plan: Plan) -> dict[str, bytes]:
+    """None: tar shards need no files beside them."""
+    return {}
 
 
 def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int, None]:

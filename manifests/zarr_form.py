@@ -7,13 +7,11 @@ trajectories in C order, each followed by the 4 bytes of its CRC-32C, then the i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkdpipe.manifests.files import make_folders, write_atomic
 from hkdpipe.manifests.plan import Plan
 
 if TYPE_CHECKING:
@@ -33,15 +31,11 @@ def labels_file(plan: Plan, k: int) -> str:
     return f"labels/c/{k}" if plan.classes else ""
 
 
-def prepare(root: Path, plan: Plan) -> None:
-    """Write the metadata of the group and of its arrays; does nothing where they are right already."""
+def metadata(plan: Plan) -> dict[str, bytes]:
+    """The metadata of the group and of its arrays, by the path of the file relative to the archive."""
     entries: dict[str, Any] = {}
     _create_group(entries, plan, plan.count)
-    for name in sorted(entries, key=len):
-        make_folders((root / name).parent)
-        data = entries[name].to_bytes()
-        if not (root / name).is_file() or (root / name).read_bytes() != data:
-            write_atomic(root / name, data)
+    return {name: entries[name].to_bytes() for name in sorted(entries, key=len)}
 
 
 def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int, memoryview | None]:

@@ -19,6 +19,7 @@ COMMANDS = (
     "generate-trajectories",
     "train",
     "evaluate",
+    "verify",
     "status",
     "sample",
     "config",

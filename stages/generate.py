@@ -52,7 +52,7 @@ def generate(
         archive.begin(out, plan)
         missing = archive.missing_shards(out, plan)
         if missing:
-            _write_shards(loaded, out, plan, missing, device, reporter, stop)
+            write_shards(loaded, out, plan, missing, device, reporter, stop)
         if missing or not (out / "manifest.json").is_file():
             archive.finish(out, plan)
     generated = sum(np.subtract(*plan.shard_range(k)[::-1]) for k in missing)
@@ -145,18 +145,30 @@ def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> 
     Network batches start at fixed places of the shard and are padded to one shape, since another batch size
     changes the last bits of a result.
     """
+    for batch in range(batches(plan, k)):
+        yield sample_batch(teacher, plan, k, batch, device)
+
+
+def batches(plan: Plan, k: int) -> int:
+    """Network batches of shard k."""
+    start, stop = plan.shard_range(k)
+    return -(-(stop - start) // plan.batch_size)
+
+
+def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch.device) -> NDArray[Any]:
+    """One network batch of shard k: (up to batch_size, states, C, H, W)."""
     start, stop = plan.shard_range(k)
     schedule = noise_levels(teacher, plan.sampler["steps"], **plan.schedule)
     # The nearest, since another machine may round a level otherwise in its last bit.
     stored = [int((schedule - sigma).abs().argmin()) for sigma in plan.sigmas]
-    for first in range(start, stop, plan.batch_size):
-        last = min(first + plan.batch_size, stop)
-        noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
-        noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
-        labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
-        unit = torch.from_numpy(noise).to(device)
-        states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
-        yield states.transpose(0, 1)[: last - first].cpu().numpy().astype(plan.dtype)
+    first = start + batch * plan.batch_size
+    last = min(first + plan.batch_size, stop)
+    noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
+    noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
+    labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
+    unit = torch.from_numpy(noise).to(device)
+    states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
+    return states.transpose(0, 1)[: last - first].cpu().numpy().astype(plan.dtype)
 
 
 def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
@@ -176,7 +188,7 @@ def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _write_shards(
+def write_shards(
     teacher: Teacher,
     out: Path,
     plan: Plan,

@@ -77,7 +77,7 @@ _GENERATION: list[Point] = [
 ]
 POINTS: dict[str, list[Point]] = {
     "generate-zarr": [
-        ("metadata", zarr_form, "write_atomic"),
+        ("metadata", zarr_form, "metadata"),
         ("encode", zarr_form, "encode_shard"),
         *_GENERATION,
     ],

@@ -19,6 +19,7 @@ from hkdpipe.manifests import archive
 from hkdpipe.manifests.errors import HkdpipeError, InputError, UsageError
 from hkdpipe.manifests.files import sha256_file
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.settings import digest
 
 Write = Callable[[Path, Plan], NDArray[Any]]
 Values = Callable[[Plan], NDArray[Any]]
@@ -304,6 +305,10 @@ def test_damaged_manifest(
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"manifest\.json: (changed since|not the manifest)"):
+        archive.open_archive(tmp_path)
+    manifest["sha256"] = digest({key: manifest.get(key) for key in ("plan", "shards")})
     path.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=message) as raised:
         archive.open_archive(tmp_path)

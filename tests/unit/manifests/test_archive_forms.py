@@ -123,17 +123,15 @@ def test_zarr_notices_a_flipped_bit(tmp_path: Path, plan: Plan, write: Write) ->
         read_plainly(tmp_path, plan)
 
 
-def test_preparing_again_writes_nothing(
-    tmp_path: Path, plan: Plan, grown: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, grown = (dataclasses.replace(p, form="zarr") for p in (plan, grown))
-    zarr_form.prepare(tmp_path, plan)
+def test_beginning_again_writes_nothing(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = dataclasses.replace(plan, form="zarr")
+    archive.begin(tmp_path, plan)
     written: list[str] = []
-    monkeypatch.setattr(zarr_form, "write_atomic", lambda path, data: written.append(path.name))
-    zarr_form.prepare(tmp_path, plan)
+    monkeypatch.setattr(archive, "write_atomic", lambda path, data: written.append(path.name))
+    archive.begin(tmp_path, plan)
     assert written == []
     (tmp_path / "states/zarr.json").write_bytes(b"torn")
-    zarr_form.prepare(tmp_path, plan)
+    archive.begin(tmp_path, plan)
     assert written == ["zarr.json"]
 
 

@@ -1,0 +1,204 @@
+"""Check an archive, down to the trajectories themselves, and make damaged shards again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkdpipe.manifests import archive, rng
+from hkdpipe.manifests.errors import Interrupted, UsageError
+from hkdpipe.manifests.files import exclusive_lock
+from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.verify import Findings, check_shards, restore, trusted_plan
+from hkdpipe.stages.generate import fingerprint, sample_batch, write_shards
+from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.trainer.teacher import Teacher, load_teacher
+
+Depth = Literal["fast", "checksums", "deep"]
+REGENERATED = 2  # network batches that a deep check computes again
+READ_BYTES = 64 << 20
+TOLERANCE = 1e-2  # of a state made on other hardware, relative to its noise level's scale
+
+
+def verify(
+    root: Path,
+    depth: Depth,
+    repair: bool,
+    teacher: str | None,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Check the archive `root`; with `repair`, put right what is wrong.
+
+    'fast' compares names and sizes, 'checksums' also the content of every file, 'deep' also reads every
+    state and computes some trajectories again. `teacher`: where the archive's own is not where it was.
+    Raises UsageError for another teacher, InputError where nothing says what the archive was to hold.
+    """
+    findings = _inspect(root, depth, reporter, stop)
+    loaded: Teacher | None = None
+    if depth == "deep" or (repair and findings.shards):
+        loaded = _load(root, findings.plan, teacher, device)
+    if depth == "deep" and loaded is not None:
+        _check_states(root, findings, reporter, stop)
+        _check_by_computing(root, findings, loaded, device, reporter, stop)
+    if findings.unfinished and not findings.shards:
+        # Whoever wrote the last shard was stopped before it could do this.
+        archive.finish(root, findings.plan)
+        findings.lines.clear()
+        reporter.line(f"{root}: manifest.json was missing, and was put together from the records")
+    found = findings.all_lines()
+    for line in found:
+        reporter.line(line)
+    notes = []
+    if repair and found:
+        with exclusive_lock(root / ".lock", f"generation in {root}"):
+            notes = _repair(root, findings, loaded, device, reporter, stop)
+    plan = findings.plan
+    state = "good" if not found else "repaired" if repair else "damaged"
+    rows = [
+        ("archive", f"{state}: {plan.count:,} trajectories, {plan.shards} shards ({plan.form})"),
+        ("checked", {"fast": "names and sizes", "checksums": "SHA-256", "deep": "every state"}[depth]),
+        ("faults found", str(len(found))),
+    ]
+    if findings.shards and repair:
+        rows.append(("shards made again", str(len(findings.shards))))
+    rows += [("note", note) for note in notes]
+    again = () if state != "damaged" else (f"hkdpipe verify {root} --repair",)
+    return Summary(
+        title="verify",
+        rows=tuple(rows),
+        next_commands=again,
+        data={"state": state, "faults": found, "shards": sorted(findings.shards), "notes": notes},
+    )
+
+
+def _inspect(root: Path, depth: Depth, reporter: Reporter, stop: Callable[[], bool]) -> Findings:
+    findings = trusted_plan(root)
+    with reporter.phase("checking", findings.plan.shards, "shards") as advance:
+
+        def checked(done: int) -> None:
+            advance(done)
+            if stop():
+                raise Interrupted("stopped; nothing was changed")
+
+        check_shards(root, findings, depth != "fast", checked)
+    return findings
+
+
+def _load(root: Path, plan: Plan, teacher: str | None, device: torch.device) -> Teacher:
+    loaded = load_teacher(teacher or plan.teacher["source"], device)
+    if loaded.sha256 != plan.teacher["sha256"]:
+        raise UsageError(f"--teacher: {loaded.source} is not the teacher that {root} was made with")
+    return loaded
+
+
+def _check_states(root: Path, findings: Findings, reporter: Reporter, stop: Callable[[], bool]) -> None:
+    """Every state is finite, and every trajectory starts at the noise of its index.
+
+    Shards at fault already are left out; a shard found wrong here joins them.
+    """
+    plan = findings.plan
+    with reporter.phase("reading every state", plan.count, "trajectories") as advance:
+        for k in range(plan.shards):
+            if stop():
+                raise Interrupted("stopped; nothing was changed")
+            _, end = plan.shard_range(k)
+            if k not in findings.shards and (fault := _state_fault(root, findings, k)):
+                findings.shards[k] = fault
+            advance(end)
+
+
+def _state_fault(root: Path, findings: Findings, k: int) -> str | None:
+    plan, record = findings.plan, findings.records[k]
+    start, end = plan.shard_range(k)
+    step = max(1, READ_BYTES // plan.trajectory_bytes)
+    for first in range(start, end, step):
+        indices = range(first, min(first + step, end))
+        states = archive.read_shard(root, plan, record, indices)
+        finite = np.isfinite(states).reshape(len(indices), -1).all(axis=1)
+        noise = rng.unit_noise(plan.seed, "archive", indices, plan.shape).astype(np.float64)
+        starts = (noise * plan.sigmas[0]).astype(plan.dtype)
+        right = (states[:, 0] == starts).reshape(len(indices), -1).all(axis=1)
+        for what, good in (("is not finite", finite), ("does not start at its noise", right)):
+            if not good.all():
+                return f"{root / record.file}: trajectory {indices[int(good.argmin())]} {what} (shard {k})"
+    return None
+
+
+def _check_by_computing(
+    root: Path,
+    findings: Findings,
+    teacher: Teacher,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> None:
+    """Some network batches, drawn at random, computed again.
+
+    They give the same bytes where they are made the same way, else the same numbers but for rounding.
+    """
+    plan = findings.plan
+    shards = [k for k in range(plan.shards) if k not in findings.shards]
+    here = fingerprint(plan, device)
+    with reporter.phase("computing some again", REGENERATED, "batches") as advance:
+        for done in range(min(REGENERATED, len(shards))):
+            if stop():
+                raise Interrupted("stopped; nothing was changed")
+            k = secrets.choice(shards)
+            start, end = plan.shard_range(k)
+            batch = secrets.randbelow(-(-(end - start) // plan.batch_size))
+            made = sample_batch(teacher, plan, k, batch, device)
+            first = start + batch * plan.batch_size
+            indices = range(first, first + len(made))
+            record = findings.records[k]
+            stored = archive.read_shard(root, plan, record, indices)
+            if record.fingerprint == here:
+                same = made.tobytes() == stored.tobytes()
+            else:
+                same = _close(made, stored, plan)
+            if not same:
+                findings.shards[k] = (
+                    f"{root / record.file}: trajectories {first} to {indices[-1]} are not what the teacher "
+                    f"makes of their noise (shard {k})"
+                )
+            advance(done + 1)
+
+
+def _close(made: NDArray[Any], stored: NDArray[Any], plan: Plan) -> bool:
+    scale = np.sqrt(np.square(plan.sigmas) + 0.25)[:, None, None, None]
+    difference = np.abs(made.astype(np.float64) - stored.astype(np.float64)) / scale
+    return bool(difference.max() < TOLERANCE)
+
+
+def _repair(
+    root: Path,
+    findings: Findings,
+    teacher: Teacher | None,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> list[str]:
+    """Put everything right; returns what is worth knowing of the shards made again."""
+    plan = findings.plan
+    archive.remove_leftovers(root)
+    restore(root, findings)
+    shards = sorted(findings.shards)
+    if teacher is not None and shards:
+        write_shards(teacher, root, plan, shards, device, reporter, stop)
+    archive.finish(root, plan)
+    notes = []
+    for k in shards:
+        record = archive.valid_record(root, plan, k)
+        before = findings.records.get(k)
+        if before is not None and record is not None and record.sha256 != before.sha256:
+            same = "on the same" if record.fingerprint == before.fingerprint else "on another"
+            notes.append(f"shard {k}: other bytes than before, {same} kind of machine and software")
+    return notes
