@@ -26,14 +26,14 @@ def test_training_and_evaluation_follow_the_archive(
     """The evolution ends at the schedule's sigma_min even where no state at it is stored. The licence given
     for the teacher reaches the export."""
     archive, training = tmp_path / "archive", tmp_path / "training"
-    generation = replace(GENERATION, steps=6, solver="euler", store_steps=store_steps)
+    generation = replace(GENERATION, steps=6, solver="euler", sigma_min=0.01, store_steps=store_steps)
     generate(str(inputs.teacher), archive, generation, "CC0", **WORK)
     with open_archive(archive) as opened:
-        assert opened.sigmas.tolist() == sigma_schedule(6)[list(store_steps)].tolist()
+        assert opened.sigmas.tolist() == sigma_schedule(6, 0.01)[list(store_steps)].tolist()
     train(str(inputs.teacher), archive, training, TRAINING, KOOPMAN, world=World(), **WORK)
     out, export = tmp_path / "evaluation", tmp_path / "export"
     evaluate(str(inputs.teacher), archive, training / "checkpoints", out, export, EVALUATION, **WORK)
-    assert HKD.from_pretrained(export).sigma_min == 0.002
+    assert HKD.from_pretrained(export).sigma_min == 0.01
     assert read_json(export / "config.json")["about"]["teacher"]["licence"] == "CC0"
     assert "Licence of the teacher: CC0." in (export / "README.md").read_text()
     with (out / "match.csv").open() as file:

@@ -208,7 +208,9 @@ def test_other_processes_of_a_training_neither_lock_nor_speak(
 
 
 def test_stages_at_explicit_places(stages: Any, hkdpipe: Hkdpipe) -> None:
-    hkdpipe("generate-trajectories", "--teacher", "20", "--out", "a", "--format", "webdataset")
+    options = ("--format", "webdataset", "--set", "teacher.licence=CC0")
+    hkdpipe("generate-trajectories", "--teacher", "20", "--out", "a", *options)
+    assert last_call(stages)["licence"] == "CC0"
     assert last_call(stages)["out"] == Path("a")
     assert last_call(stages)["teacher"] == "20"
     assert last_call(stages)["settings"].format == "webdataset"
