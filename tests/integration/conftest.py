@@ -17,6 +17,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Of a teacher that knows ten classes."""
+    made = Inputs(tmp_path_factory.mktemp("conditional"), label_dim=10)
+    made.make()
+    return made
+
+
+@pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     made = Inputs(tmp_path_factory.mktemp("inputs"))
     made.make()

@@ -88,6 +88,10 @@ def npz(**arrays: Any) -> Callable[[], None]:
     return lambda: np.savez("images.npz", **arrays)
 
 
+def conditional_teacher() -> None:
+    make_teacher(Path("teacher"), seed=0, label_dim=4)
+
+
 def checkpoint_files() -> list[str]:
     return [str(path) for path in Path("training/checkpoints").glob("step-*/ema.safetensors")]
 
@@ -274,6 +278,61 @@ CASES = {
         "train-teacher --data digits --out training --model-channels 16",
         2,
         r"training/checkpoints/step-00000012: of a training with other settings; choose another folder",
+    ),
+    # Classes
+    "negative class": Case(
+        "config --set generation.classes=[-1]",
+        2,
+        r"generation\.classes: got \[-1\]; accepted: a list, each an integer, at least 0",
+    ),
+    "one class without a list": Case(
+        "config --set generation.classes=3", 2, r"generation\.classes: got 3; accepted: a list, .*"
+    ),
+    "class of a teacher without any": Case(
+        f"{GENERATE} --set generation.classes=[3]",
+        2,
+        r"generation\.classes: got \[3\]; accepted: none, as the teacher knows no classes",
+    ),
+    "class that the teacher does not know": Case(
+        f"{GENERATE} --set generation.classes=[3,4]",
+        2,
+        r"generation\.classes: got \[3, 4\]; accepted: different classes from 0 to 3",
+        conditional_teacher,
+    ),
+    "class given twice": Case(
+        f"{GENERATE} --set generation.classes=[3,3]",
+        2,
+        r"generation\.classes: got \[3, 3\]; accepted: different .*",
+        conditional_teacher,
+    ),
+    "sampling a class of a model without any": Case(
+        f"{SAMPLE} training/checkpoints/step-00000012 --class 3",
+        2,
+        r"--class: got 3; accepted: none, as the model knows no classes",
+    ),
+    "evaluation with a teacher that knows classes": Case(
+        EVALUATE,
+        2,
+        r"training/checkpoints/step-00000012: knows 0 classes, the teacher 4",
+        conditional_teacher,
+    ),
+    "conditional on pictures without classes": Case(
+        "train-teacher --data pictures --out new --conditional",
+        3,
+        r"pictures: no classes to train with --conditional; accepted: 'digits', a folder whose subfolders .*",
+        picture((8, 8), "L"),
+    ),
+    "labels that are no classes": Case(
+        "train-teacher --data images.npz --out new --conditional",
+        3,
+        r"images\.npz: labels: float64 \(4,\); accepted: a class number .*",
+        npz(images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4.0)),
+    ),
+    "a label left out": Case(
+        "train-teacher --data images.npz --out new --conditional",
+        3,
+        r"images\.npz: no image has label 1; accepted: labels from 0 to 3, .*",
+        npz(images=np.zeros((4, 8, 8), np.uint8), labels=np.array([0, 2, 3, 3])),
     ),
     # Archives
     "no archive": Case(

@@ -55,6 +55,7 @@ class Inputs:
     """A teacher, its archive in both forms and a training on it, in one folder."""
 
     folder: Path
+    label_dim: int = 0
 
     @property
     def teacher(self) -> Path:
@@ -68,20 +69,23 @@ class Inputs:
         return self.folder / f"archive-{form}"
 
     def make(self) -> None:
-        make_teacher(self.teacher, seed=0)
+        make_teacher(self.teacher, 0, self.label_dim)
         for form in ("zarr", "webdataset"):
             generate_tiny(self, self.archive(form), form)
         train_tiny(self, self.training)
 
 
-def make_teacher(folder: Path, seed: int) -> None:
-    """An untrained teacher that answers finitely to every noise level, and not with nearly nothing."""
+def make_teacher(folder: Path, seed: int, label_dim: int = 0) -> None:
+    """An untrained teacher that answers finitely to every noise level, and not with nearly nothing.
+
+    One that knows classes says they are digits, so that they are judged as such.
+    """
     torch.manual_seed(seed)
-    network = PreconditionedUNet(ARCHITECTURE)
+    network = PreconditionedUNet(replace(ARCHITECTURE, label_dim=label_dim))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    save_teacher(folder, network, {"dataset": "none"}, torch.float32)
+    save_teacher(folder, network, {"dataset": "digits" if label_dim else "none"}, torch.float32)
 
 
 def generate_tiny(inputs: Inputs, out: Path, form: str = "zarr") -> None:
