@@ -39,14 +39,14 @@ def persistent(class_name: str, state: dict[str, Any]) -> Call:
     return Call(_reconstruct_persistent_obj, meta)
 
 
-def snapshot(network: nn.Module, protocol: int = 4, location: str = "cpu", **beside: Any) -> bytes:
-    """The pickle of a snapshot whose `ema` is the network, with other entries beside it.
+def snapshot(ema: Any, protocol: int = 4, location: str = "cpu", **beside: Any) -> bytes:
+    """The pickle of a snapshot with the network `ema` and other entries beside it.
 
-    The name of each module's class and all its attributes are written; location: where the tensors were.
+    Of each module the name of its class and all its attributes are written. location: where the tensors were.
     """
     file = io.BytesIO()
     with mock.patch.dict(sys.modules, _STAND_INS):
-        _Pickler(file, protocol, location).dump({"ema": network, **beside})
+        _Pickler(file, protocol, location).dump({"ema": ema, **beside})
     return file.getvalue()
 
 
