@@ -1,342 +1,336 @@
-"""A pickle turned into plain data and notes of what it would have called, without calling anything.
+"""Reading pickles without running anything in them.
 
-This is a machine for pickle's opcodes (protocols 2 to 5) of its own: unlike the standard one it has no way
-to import or call, allocates nothing that the file does not hold, and knows in advance what it cannot read.
+Python's unpickler cannot be made safe by `find_class` alone: BUILD changes whatever `find_class` hands out,
+a memo index of four bytes allocates gigabytes, tuples nested deeply enough overflow the C stack when they
+become keys, and every byte string is copied. This machine reads the same opcodes (protocols 2 to 5, those
+that EDM snapshots and torch storages use) and makes only plain containers, `Instance`s and what a given
+vocabulary makes of its arguments. Byte strings and long texts stay in the file, as spans; work and memory
+are bounded by an allowance.
+
+Source of the opcodes: the documentation in Python's own `pickletools`.
 """
 
 from __future__ import annotations
 
+import pickle
+import pickletools
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
-import numpy as np
+Vocabulary = Mapping[tuple[str, str], Any]
+"""What a pickle may ask for, by exact module and name. What may be called, as a function or to make an object
+of a class, is a function of the argument tuple that gives inert data; all else is inert and stands for
+itself."""
 
-MAX_OPCODES = (
-    400_000  # a snapshot of 300 million parameters has 70,000; it bounds memory, at 216 bytes for a set
-)
-KEPT_BYTES = 64  # longer byte strings are left in the file
-_MAX_INTEGER_BYTES = 16
-_MAX_WIDE_TEXT = 16 << 20
-_MAX_INTEGER_KEY = 1 << 16
-
-Names = Collection[tuple[str, str]]
-
-
-class Malformed(ValueError):
-    """Not a pickle of the kind that is read; the message says what it has instead."""
+LONGEST_TEXT = 4096
+"""Bytes; longer texts stay in the file."""
+LONGEST_NAME = 256
+"""Bytes of a module's or object's name on a line of its own."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Global:
-    """A name that a pickle asks for."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+class Refused(ValueError):
+    """The pickle is damaged, or asks for something that is not read."""
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """A call that a pickle asks for, and the state that it would have given to what came back."""
+class Allowance:
+    """An amount that may be spent once; the rest of it is `left`."""
 
-    function: Global
-    arguments: tuple[Any, ...]
+    def __init__(self, amount: int, exhausted: str) -> None:
+        self.left = amount
+        self.exhausted = exhausted
+
+    def spend(self, amount: int) -> None:
+        """Raises Refused, with the words `exhausted`, when less than `amount` is left."""
+        self.left -= amount
+        if self.left < 0:
+            raise Refused(self.exhausted)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of the pickle that have not been read."""
+
+    stream: BufferedIOBase
+    start: int
+    length: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from `offset` of the span, at most `length`; the stream stays where it was."""
+        position = self.stream.tell()
+        self.stream.seek(self.start + offset)
+        data = self.stream.read(min(length, self.length - offset))
+        self.stream.seek(position)
+        return data
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer with the bytes from `offset`, which the span must have; moves the stream."""
+        self.stream.seek(self.start + offset)
+        if self.stream.readinto(buffer) != len(buffer):
+            raise Refused("it became shorter while it was read")
+
+
+class Bytes(Span):
+    """A byte string."""
+
+    __slots__ = ()
+
+
+class LongText(Span):
+    """A text of more than LONGEST_TEXT bytes in UTF-8, not yet known to be that."""
+
+    __slots__ = ()
+
+
+@dataclass(slots=True)
+class Instance:
+    """What stands for an object: the name of its class, and the state that came with it or with BUILD."""
+
+    class_name: str
     state: Any = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Persistent:
-    """A persistent id, which is for its reader to resolve."""
+def load(
+    stream: BufferedIOBase,
+    end: int,
+    vocabulary: Vocabulary,
+    allowance: Allowance,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The object that the pickle at the stream's position describes; the stream is left after its last byte.
 
-    id: Any
+    end: where the stream ends, in bytes from its beginning. allowance: one unit for each opcode and each 32
+    bytes of text, so that a unit stands for some 100 bytes of memory. persistent: answers persistent ids;
+    without it they are refused. Sets are given as lists, since hashing what a file holds is not safe; keys of
+    dicts must be texts.
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Blob:
-    """A long byte string, left where it lies in the file."""
-
-    offset: int
-    length: int
-
-
-_Mark: Any = object()
-_CONTAINERS: dict[tuple[str, str], type] = {
-    ("collections", "OrderedDict"): dict,
-    ("dnnlib.util", "EasyDict"): dict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-}
-
-
-def read_pickle(file: BinaryIO, end: int, allowed: Names) -> Any:
-    """The data of the pickle at the file's position, which is left behind it.
-
-    Globals must be among `allowed`; they come back as `Global`, calls as `Call`, byte strings of more than
-    KEPT_BYTES as `Blob`; dictionaries, sets and lists of any kind as such. `end` is where the data end at
-    the latest. Raises Malformed.
+    Raises Refused, in words that can follow the file's name.
     """
-    machine = _Machine(file, end, allowed)
+    machine = _Machine(stream, end, vocabulary, allowance, persistent)
     try:
         return machine.run()
-    except (IndexError, struct.error):
-        raise Malformed("a pickle that is cut off or out of order") from None
+    except IndexError:
+        # From pop() of an empty stack or a memo's index: what vocabularies make is checked by themselves.
+        raise Refused(f"its opcodes do not fit together at byte {stream.tell()}") from None
 
 
 class _Machine:
-    def __init__(self, file: BinaryIO, end: int, allowed: Names) -> None:
-        self.file, self.allowed = file, allowed
-        self.left = end - file.tell()
+    def __init__(
+        self,
+        stream: BufferedIOBase,
+        end: int,
+        vocabulary: Vocabulary,
+        allowance: Allowance,
+        persistent: Callable[[Any], Any] | None,
+    ) -> None:
+        self.stream = stream
+        self.end = end
+        self.vocabulary = vocabulary
+        self.allowance = allowance
+        self.persistent = persistent
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-        self.wide_text = 0
+        self.below: list[list[Any]] = []
+        """The stacks below each mark."""
+        self.memo: list[Any] = []
 
     def run(self) -> Any:
-        operations, take = _OPERATIONS, self.take
-        for _ in range(MAX_OPCODES):
-            code = take(1)[0]
-            if code == 0x2E:  # STOP
-                value = self.stack.pop()
-                if self.stack or value is _Mark:
-                    raise IndexError
-                return value
-            operation = operations[code]
+        head = self.stream.read(2)
+        if head[:1] != pickle.PROTO or not 2 <= head[-1] <= 5:
+            raise Refused("it is no pickle of protocol 2, 3, 4 or 5")
+        read, spend, operations = self.stream.read, self.allowance.spend, _OPERATIONS
+        while (code := read(1)) != pickle.STOP:
+            spend(1)
+            operation = operations.get(code)
             if operation is None:
-                raise Malformed(f"opcode {bytes([code])!r}, which such a file does not have")
+                raise self.unread(code)
             operation(self)
-        raise Malformed(f"more than {MAX_OPCODES:,} opcodes")
+        if self.below:
+            raise IndexError
+        return self.stack.pop()
 
-    def take(self, size: int) -> bytes:
-        if size > self.left:
-            raise Malformed(f"a part of {size:,} bytes where {self.left:,} are left")
-        self.left -= size
-        data = self.file.read(size)
-        if len(data) != size:
-            raise Malformed("it ends early")
+    def unread(self, code: bytes) -> Refused:
+        if not code:
+            return self.cut()
+        name = _NAMES.get(code.decode("latin1"), f"0x{code.hex()}")
+        return Refused(f"it uses the opcode {name} at byte {self.stream.tell() - 1}, which is not read")
+
+    def cut(self) -> Refused:
+        return Refused(f"it ends early, at byte {self.end}")
+
+    def take(self, count: int) -> bytes:
+        data = self.stream.read(count)
+        if len(data) != count:
+            raise self.cut()
         return data
 
-    def number(self, form: str) -> int:
-        return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
+    def number(self, form: struct.Struct) -> Any:
+        return form.unpack(self.take(form.size))[0]
+
+    def text(self, length: int) -> None:
+        if length > LONGEST_TEXT:
+            self.stack.append(self.span(LongText, length))
+        else:
+            self.allowance.spend(length >> 5)
+            self.stack.append(self.decoded(self.take(length)))
+
+    def decoded(self, data: bytes) -> str:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Refused(f"it holds text that is not UTF-8 before byte {self.stream.tell()}") from None
+
+    def span(self, kind: type[Span], length: int) -> Span:
+        start = self.stream.tell()
+        if length > self.end - start:
+            raise self.cut()
+        self.stream.seek(length, 1)
+        return kind(self.stream, start, length)
 
     def line(self) -> str:
-        data = self.file.readline(min(1000, self.left))
-        self.left -= len(data)
+        data = self.stream.readline(LONGEST_NAME)
         if not data.endswith(b"\n"):
-            raise Malformed("a line without an end")
-        return self.decode(data[:-1])
+            raise Refused(f"it holds a name without an end at byte {self.stream.tell()}")
+        return self.decoded(data[:-1])
 
-    def decode(self, data: bytes) -> str:
-        # A text takes one byte a character as long as none is beyond Latin-1, but up to four otherwise.
-        if not data.isascii() and np.frombuffer(data, np.uint8).max() > 0xC3:
-            self.wide_text += len(data)
-            if self.wide_text > _MAX_WIDE_TEXT:
-                raise Malformed("long texts beyond Latin-1")
-        try:
-            return data.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise Malformed("a text that is not UTF-8") from None
+    def find(self, module: Any, name: Any) -> None:
+        if type(module) is not str or type(name) is not str:
+            raise Refused(f"it asks for an object whose name is no text at byte {self.stream.tell()}")
+        if (module, name) not in self.vocabulary:
+            raise Refused(f"it asks for {module}.{name}, which is not read")
+        self.stack.append(self.vocabulary[module, name])
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
+    def marked(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
 
-    def pop(self) -> Any:
-        value = self.stack.pop()
-        if value is _Mark:
-            raise IndexError
-        return value
+    def container(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise Refused(f"it fills what is no {kind.__name__} at byte {self.stream.tell()}")
+        return self.stack[-1]
 
-    def top(self) -> Any:
-        value = self.stack[-1]
-        if value is _Mark:
-            raise IndexError
-        return value
+    # The operations.
 
-    def pop_to_mark(self) -> list[Any]:
-        for index in range(len(self.stack) - 1, -1, -1):
-            if self.stack[index] is _Mark:
-                items = self.stack[index + 1 :]
-                del self.stack[index:]
-                return items
-        raise IndexError
+    def mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
 
-    def text(self, form: str) -> None:
-        self.push(self.decode(self.take(self.number(form))))
+    def frame(self) -> None:
+        # Only a hint for buffering, but one that points past the end shows a truncated file at once.
+        if self.number(_UINT64) > self.end - self.stream.tell():
+            raise self.cut()
 
-    def data(self, form: str) -> None:
-        size = self.number(form)
-        if size <= KEPT_BYTES:
-            self.push(self.take(size))
-            return
-        if size > self.left:
-            raise Malformed(f"a part of {size:,} bytes where {self.left:,} are left")
-        self.push(Blob(self.file.tell(), size))
-        self.file.seek(size, 1)
-        self.left -= size
-
-    def integer(self, form: str) -> None:
-        size = self.number(form)
-        if not 0 <= size <= _MAX_INTEGER_BYTES:
-            raise Malformed(f"an integer of {size:,} bytes")
-        self.push(int.from_bytes(self.take(size), "little", signed=True))
-
-    def remember(self, index: int) -> None:
-        self.memo[index] = self.top()
-
-    def recall(self, index: int) -> None:
-        if index not in self.memo:
-            raise Malformed(f"a reference to object {index}, which is not there")
-        self.push(self.memo[index])
-
-    def tuple(self, size: int) -> None:
-        items = tuple(self.pop() for _ in range(size))
-        self.push(items[::-1])
-
-    def append(self, items: list[Any]) -> None:
-        target = self.top()
-        if not isinstance(target, list):
-            raise Malformed("items for what is not a list")
-        target.extend(items)
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.top()
-        if not isinstance(target, dict) or len(items) % 2:
-            raise Malformed("keys and values for what is not a dictionary")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
-
-    def add_items(self, items: list[Any]) -> None:
-        target = self.top()
-        if not isinstance(target, set):
-            raise Malformed("items for what is not a set")
-        target.update(map(_key, items))
-
-    def name(self, module: Any, name: Any) -> Global:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise Malformed("a name that is not a text")
-        if (module, name) not in self.allowed:
-            raise Malformed(f"it asks for {module[:100]}.{name[:100]}, which is not read")
-        return Global(module, name)
-
-    def call(self, function: Any, arguments: Any) -> None:
-        if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            raise Malformed("a call of what cannot be called")
-        kind = _CONTAINERS.get((function.module, function.name))
-        if kind is None:
-            self.push(Call(function, arguments))
-            return
-        items = arguments[0] if len(arguments) == 1 else [] if not arguments else None
-        if not isinstance(items, list):
-            raise Malformed(f"{function} of something else than a list")
-        if kind is set:
-            self.push(set(map(_key, items)))
-        elif all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in items):
-            self.push({_key(key): value for key, value in items})
-        else:
-            raise Malformed(f"{function} of something else than pairs")
-
-    def build(self) -> None:
-        state, target = self.pop(), self.top()
-        if not isinstance(target, Call) or target.state is not None:
-            raise Malformed("a state for what has none")
-        target.state = state
-
-    def reduce(self) -> None:
-        arguments = self.pop()
-        self.call(self.pop(), arguments)
-
-    def object(self) -> None:
-        function, *arguments = self.pop_to_mark()
-        self.call(function, tuple(arguments))
-
-    def instance(self) -> None:
-        function = self.name(self.line(), self.line())
-        self.call(function, tuple(self.pop_to_mark()))
-
-    def new_object_with_keywords(self) -> None:
-        keywords = self.pop()
-        if keywords != {}:
-            raise Malformed("a call with keywords")
-        self.reduce()
+    def global_(self) -> None:
+        module = self.line()
+        self.find(module, self.line())
 
     def stack_global(self) -> None:
-        name = self.pop()
-        self.push(self.name(self.pop(), name))
+        name = self.stack.pop()
+        self.find(self.stack.pop(), name)
 
-    def dictionary(self) -> None:
-        items = self.pop_to_mark()
-        self.push({})
-        self.set_items(items)
+    def inst(self) -> None:
+        # Never read, but what it asks for says more than the opcode's name.
+        self.global_()
+        raise Refused("it uses the opcode INST, which is not read")
 
+    def reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not callable(function) or type(arguments) is not tuple:
+            raise Refused(f"it calls what cannot be called at byte {self.stream.tell()}")
+        self.stack.append(function(arguments))
 
-def _key(key: Any) -> Any:
-    """What may be a key or in a set: to hash nested tuples takes stack, to hash chosen numbers takes time."""
-    if isinstance(key, str) or (isinstance(key, int) and 0 <= key < _MAX_INTEGER_KEY):
-        return key
-    raise Malformed("a key that is not a text")
+    def build(self) -> None:
+        state, instance = self.stack.pop(), self.stack[-1]
+        if type(instance) is not Instance:
+            raise Refused(f"it sets the state of what has none at byte {self.stream.tell()}")
+        instance.state = state
 
+    def binpersid(self) -> None:
+        if self.persistent is None:
+            raise self.unread(pickle.BINPERSID)
+        self.stack.append(self.persistent(self.stack.pop()))
 
-def _operations() -> list[Callable[[_Machine], None] | None]:
-    table: dict[bytes, Callable[[_Machine], Any]] = {
-        b"\x80": lambda m: _protocol(m.take(1)[0]),
-        b"\x95": lambda m: m.take(8),  # FRAME: a hint for readers
-        b"(": lambda m: m.push(_Mark),
-        b"0": lambda m: m.stack.pop(),
-        b"1": lambda m: m.pop_to_mark(),
-        b"2": lambda m: m.push(m.top()),
-        b"N": lambda m: m.push(None),
-        b"\x88": lambda m: m.push(True),
-        b"\x89": lambda m: m.push(False),
-        b"J": lambda m: m.push(m.number("<i")),
-        b"K": lambda m: m.push(m.take(1)[0]),
-        b"M": lambda m: m.push(m.number("<H")),
-        b"\x8a": lambda m: m.integer("<B"),
-        b"\x8b": lambda m: m.integer("<i"),
-        b"G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-        b"\x8c": lambda m: m.text("<B"),
-        b"X": lambda m: m.text("<I"),
-        b"\x8d": lambda m: m.text("<Q"),
-        b"C": lambda m: m.data("<B"),
-        b"B": lambda m: m.data("<I"),
-        b"\x8e": lambda m: m.data("<Q"),
-        b"]": lambda m: m.push([]),
-        b"a": lambda m: m.append([m.pop()]),
-        b"e": lambda m: m.append(m.pop_to_mark()),
-        b"l": lambda m: m.push(m.pop_to_mark()),
-        b")": lambda m: m.push(()),
-        b"\x85": lambda m: m.tuple(1),
-        b"\x86": lambda m: m.tuple(2),
-        b"\x87": lambda m: m.tuple(3),
-        b"t": lambda m: m.push(tuple(m.pop_to_mark())),
-        b"}": lambda m: m.push({}),
-        b"s": lambda m: m.set_items([m.pop(), m.pop()][::-1]),
-        b"u": lambda m: m.set_items(m.pop_to_mark()),
-        b"d": _Machine.dictionary,
-        b"\x8f": lambda m: m.push(set()),
-        b"\x90": lambda m: m.add_items(m.pop_to_mark()),
-        b"q": lambda m: m.remember(m.take(1)[0]),
-        b"r": lambda m: m.remember(m.number("<I")),
-        b"\x94": lambda m: m.remember(len(m.memo)),
-        b"h": lambda m: m.recall(m.take(1)[0]),
-        b"j": lambda m: m.recall(m.number("<I")),
-        b"c": lambda m: m.push(m.name(m.line(), m.line())),
-        b"\x93": _Machine.stack_global,
-        b"R": _Machine.reduce,
-        b"\x81": _Machine.reduce,  # NEWOBJ
-        b"\x92": _Machine.new_object_with_keywords,
-        b"o": _Machine.object,
-        b"i": _Machine.instance,
-        b"b": _Machine.build,
-        b"Q": lambda m: m.push(Persistent(m.pop())),
-    }
-    return [table.get(bytes([code])) for code in range(256)]
+    def tuple_(self) -> None:
+        items = tuple(self.marked())
+        self.stack.append(items)
+
+    def tuple_of(self, count: int) -> None:
+        items = tuple(self.stack[-count:])
+        if len(items) != count:
+            raise IndexError
+        self.stack[-count:] = [items]
+
+    def appends(self, items: list[Any]) -> None:
+        self.container(list).extend(items)
+
+    def setitems(self, items: list[Any]) -> None:
+        target = self.container(dict)
+        if len(items) % 2:
+            raise IndexError
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                raise Refused(f"it holds a dict with a key that is no text before byte {self.stream.tell()}")
+            target[key] = value
+
+    def put(self, index: int) -> None:
+        # Picklers count up; anything else would let an index allocate memory.
+        if index != len(self.memo):
+            raise Refused(f"it numbers its objects out of order at byte {self.stream.tell()}")
+        self.memo.append(self.stack[-1])
+
+    def get(self, index: int) -> None:
+        self.stack.append(self.memo[index])
 
 
-def _protocol(number: int) -> None:
-    if not 2 <= number <= 5:
-        raise Malformed(f"pickle protocol {number}; accepted: 2 to 5")
+_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+_UINT8 = struct.Struct("<B")
+_UINT16 = struct.Struct("<H")
+_INT32 = struct.Struct("<i")
+_UINT32 = struct.Struct("<I")
+_UINT64 = struct.Struct("<Q")
+_DOUBLE = struct.Struct(">d")
 
-
-_OPERATIONS = _operations()
+_OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
+    pickle.FRAME: _Machine.frame,
+    pickle.MARK: _Machine.mark,
+    pickle.NONE: lambda m: m.stack.append(None),
+    pickle.NEWTRUE: lambda m: m.stack.append(True),
+    pickle.NEWFALSE: lambda m: m.stack.append(False),
+    pickle.BININT: lambda m: m.stack.append(m.number(_INT32)),
+    pickle.BININT1: lambda m: m.stack.append(m.number(_UINT8)),
+    pickle.BININT2: lambda m: m.stack.append(m.number(_UINT16)),
+    pickle.LONG1: lambda m: m.stack.append(int.from_bytes(m.take(m.number(_UINT8)), "little", signed=True)),
+    pickle.BINFLOAT: lambda m: m.stack.append(m.number(_DOUBLE)),
+    pickle.SHORT_BINUNICODE: lambda m: m.text(m.number(_UINT8)),
+    pickle.BINUNICODE: lambda m: m.text(m.number(_UINT32)),
+    pickle.BINUNICODE8: lambda m: m.text(m.number(_UINT64)),
+    pickle.SHORT_BINBYTES: lambda m: m.stack.append(m.span(Bytes, m.number(_UINT8))),
+    pickle.BINBYTES: lambda m: m.stack.append(m.span(Bytes, m.number(_UINT32))),
+    pickle.BINBYTES8: lambda m: m.stack.append(m.span(Bytes, m.number(_UINT64))),
+    pickle.EMPTY_TUPLE: lambda m: m.stack.append(()),
+    pickle.EMPTY_LIST: lambda m: m.stack.append([]),
+    pickle.EMPTY_DICT: lambda m: m.stack.append({}),
+    pickle.EMPTY_SET: lambda m: m.stack.append([]),
+    pickle.TUPLE1: lambda m: m.tuple_of(1),
+    pickle.TUPLE2: lambda m: m.tuple_of(2),
+    pickle.TUPLE3: lambda m: m.tuple_of(3),
+    pickle.TUPLE: _Machine.tuple_,
+    pickle.APPEND: lambda m: m.appends([m.stack.pop()]),
+    pickle.APPENDS: lambda m: m.appends(m.marked()),
+    pickle.ADDITEMS: lambda m: m.appends(m.marked()),
+    pickle.SETITEM: lambda m: m.setitems([m.stack.pop(-2), m.stack.pop()]),
+    pickle.SETITEMS: lambda m: m.setitems(m.marked()),
+    pickle.GLOBAL: _Machine.global_,
+    pickle.STACK_GLOBAL: _Machine.stack_global,
+    pickle.INST: _Machine.inst,
+    pickle.REDUCE: _Machine.reduce,
+    pickle.NEWOBJ: _Machine.reduce,
+    pickle.BUILD: _Machine.build,
+    pickle.BINPERSID: _Machine.binpersid,
+    pickle.BINPUT: lambda m: m.put(m.number(_UINT8)),
+    pickle.LONG_BINPUT: lambda m: m.put(m.number(_UINT32)),
+    pickle.MEMOIZE: lambda m: m.put(len(m.memo)),
+    pickle.BINGET: lambda m: m.get(m.number(_UINT8)),
+    pickle.LONG_BINGET: lambda m: m.get(m.number(_UINT32)),
+}
