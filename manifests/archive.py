@@ -13,7 +13,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests import webdataset_form, zarr_form
-from hkdpipe.manifests.errors import HkdpipeError, InputError, UsageError
+from hkdpipe.manifests.claims import living
+from hkdpipe.manifests.errors import HkdpipeError, InputError, InUseError, UsageError
 from hkdpipe.manifests.files import (
     make_folders,
     read_json,
@@ -35,6 +36,7 @@ from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.manifests.settings import digest
 
 _OPEN_FILES = 256
+_RATE_SHARDS = 20
 _HASH_BYTES = 1 << 20
 Integers = Sequence[int] | NDArray[np.integer]
 
@@ -57,9 +59,11 @@ _FORMS: dict[str, _Form] = {"zarr": zarr_form, "webdataset": webdataset_form}
 def begin(root: Path, plan: Plan) -> None:
     """Create the archive `root`, or go on with it: the plan must be the same but may have a larger count.
 
-    Any number of processes may begin the same plan. A manifest that the archive no longer lives up to is
+    One process at a time may begin. A manifest that the archive no longer lives up to is
     removed. UsageError, naming the first key that differs, for another plan.
     """
+    for name in ("plan.json", "manifest.json", *metadata(plan)):
+        remove_temporaries((root / name).parent, Path(name).name)
     path = root / "plan.json"
     previous = Plan.from_json(read_json(path), path) if path.exists() else None
     if previous is not None:
@@ -81,17 +85,28 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     return _FORMS[plan.form].metadata(plan)
 
 
+def planned(root: Path) -> Plan:
+    """What the archive is to hold. InputError if nothing says so."""
+    return Plan.from_json(read_json(root / "plan.json"), root / "plan.json")
+
+
 def missing_shards(root: Path, plan: Plan) -> list[int]:
     """The shards still to be written: those without a valid record or without files of the recorded sizes."""
     return [k for k in range(plan.shards) if valid_record(root, plan, k) is None]
 
 
 def write_shard(
-    root: Path, plan: Plan, k: int, states: NDArray[Any], fingerprint: dict[str, Any]
+    root: Path,
+    plan: Plan,
+    k: int,
+    states: NDArray[Any],
+    fingerprint: dict[str, Any],
+    owned: Callable[[], bool] = lambda: True,
 ) -> ShardRecord:
     """Write shard k: states (n, *plan.states_shape), n its length, in the plan's dtype; then its record.
 
-    HkdpipeError if a state is not finite, ValueError for another shape or dtype.
+    Only its owner writes a shard: InUseError where `owned` says before the record that another process has
+    taken it over since. HkdpipeError if a state is not finite, ValueError for another shape or dtype.
     """
     start, stop = plan.shard_range(k)
     if states.shape != (stop - start, *plan.states_shape) or states.dtype != np.dtype(plan.dtype):
@@ -104,6 +119,8 @@ def write_shard(
             raise HkdpipeError(f"{root}: trajectory {start + i} is not finite in {plan.dtype}")
     form = _FORMS[plan.form]
     record_file = record_path(root, k)
+    for path in (record_file, *(root / name for name in shard_files(plan, k))):
+        remove_temporaries(path.parent, path.name)
     # A record must never stand beside a file that it was not made from.
     _unlink(record_file)
     data, offset, stride, labels = form.encode_shard(plan, k, states)
@@ -127,6 +144,8 @@ def write_shard(
         fingerprint=fingerprint,
         labels=stored_labels,
     )
+    if not owned():
+        raise InUseError(f"{root}: shard {k} was taken over by another process, and is left to it")
     write_json(record_file, record.to_json())
     return record
 
@@ -134,7 +153,7 @@ def write_shard(
 def finish(root: Path, plan: Plan) -> Path:
     """Write the manifest, which makes the archive readable, and return its path.
 
-    InputError, naming the shard, if one is missing.
+    InputError, naming the shard, if one is missing. One process at a time may finish.
     """
     records = []
     for k in range(plan.shards):
@@ -149,18 +168,19 @@ def finish(root: Path, plan: Plan) -> Path:
     return root / "manifest.json"
 
 
-def remove_leftovers(root: Path) -> None:
-    """Delete what killed writers left anywhere in the archive; only while no other process is writing it."""
-    for folder, _, _ in os.walk(root):
-        remove_temporaries(Path(folder))
+def shard_files(plan: Plan, k: int) -> list[str]:
+    """The files of shard k, relative to the archive."""
+    form = _FORMS[plan.form]
+    return [name for name in (form.shard_file(k), form.labels_file(plan, k)) if name]
 
 
 def describe(root: Path) -> dict[str, Any]:
     """How far an archive is, without reading a shard.
 
     `state` is "absent", "partial" or "complete"; the rest are numbers: `shards_done` of `shards`,
-    `trajectories` (in the shards done) of `count`, and `bytes` of the shards done. InputError for a damaged
-    plan or manifest.
+    `trajectories` (in the shards done) of `count`, `bytes` of the shards done, and of one in the making the
+    `shards_claimed` now and `per_second`, trajectories a second of all workers together over the last shards
+    (0 where it cannot be told). InputError for a damaged plan or manifest.
     """
     records: list[ShardRecord] = []
     plan: Plan | None = None
@@ -173,6 +193,7 @@ def describe(root: Path) -> dict[str, Any]:
         plan = Plan.from_json(read_json(root / "plan.json"), root / "plan.json")
         found = (valid_record(root, plan, k) for k in range(plan.shards))
         records = [record for record in found if record is not None]
+    making = plan is not None and not complete
     return {
         "state": "complete" if complete else "partial" if plan else "absent",
         "shards_done": len(records),
@@ -180,7 +201,19 @@ def describe(root: Path) -> dict[str, Any]:
         "trajectories": sum(record.stop - record.start for record in records),
         "count": plan.count if plan else 0,
         "bytes": sum(size for record in records for _, size, _ in record.files),
+        "shards_claimed": living(root) if making else 0,
+        "per_second": _per_second(root, records) if making else 0.0,
     }
+
+
+def _per_second(root: Path, records: list[ShardRecord]) -> float:
+    """From the times at which the newest records were written."""
+    times = sorted((record_path(root, record.index).stat().st_mtime, record.index) for record in records)
+    newest = times[-_RATE_SHARDS:]
+    by_index = {record.index: record.stop - record.start for record in records}
+    if len(newest) < 2 or newest[-1][0] <= newest[0][0]:
+        return 0.0
+    return sum(by_index[index] for _, index in newest[1:]) / (newest[-1][0] - newest[0][0])
 
 
 # Reading

@@ -91,17 +91,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _remove(old)
 
 
-def remove_temporaries(folder: Path) -> None:
+def remove_temporaries(folder: Path, name: str | None = None) -> None:
     """Delete what killed writers left in `folder` (not below), and put back a folder they had moved away.
 
-    Only for a process that knows no other one is writing here: it holds the lock.
+    With `name`, only what belongs to that file. For a process that knows no other one is writing it.
     """
     if not folder.is_dir():
         return
     # The last one moved away first: of two old folders it is the one to put back.
     for path in sorted(folder.iterdir(), key=lambda path: path.lstat().st_ctime_ns, reverse=True):
         match = _LEFTOVER.fullmatch(path.name)
-        if match is None:
+        if match is None or name not in (None, match["name"]):
             continue
         final = folder / match["name"]
         if match["kind"] == "old" and not _exists(final):
@@ -136,8 +136,10 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, what: str) -> Iterator[None]:
+def file_lock(path: Path, what: str, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path` (created, never deleted); InUseError, at once, if another process holds it.
+
+    `shared`: together with others that share it, and with none that does not.
 
     The kernel releases the lock when the process ends, however it ends. A process forked without exec
     shares the lock, and keeps it as long as it lives.
@@ -145,7 +147,7 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 1024, 0).decode(errors="replace").strip() or "another process"
             raise InUseError(f"{what} is in use by {holder} (lock {path})") from None

@@ -98,13 +98,16 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
 def restore(root: Path, findings: Findings) -> None:
     """Put back plan, records and metadata; the shards in `findings.shards` are left to their teacher.
 
-    Until those are written and the archive is finished again, its manifest stays as it is.
+    Until those are made, and the archive is finished again, its manifest stays as it is.
     """
     make_folders(root / "records")
     write_json(root / "plan.json", findings.plan.to_json())
-    for k, record in findings.records.items():
-        if k not in findings.shards:
-            write_json(archive.record_path(root, k), record.to_json())
+    for k in range(findings.plan.shards):
+        path = archive.record_path(root, k)
+        if k in findings.shards:
+            path.unlink(missing_ok=True)
+        else:
+            write_json(path, findings.records[k].to_json())
     for name, data in archive.metadata(findings.plan).items():
         make_folders((root / name).parent)
         write_atomic(root / name, data)

@@ -17,6 +17,7 @@ import click
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.pipeline.config import Config, resolve
 from hkdpipe.pipeline.rundir import RunDir
+from hkdpipe.stages.worker import Worker
 
 FOLDER = click.Path(path_type=Path)
 
@@ -111,15 +112,45 @@ def one_process_only(command: str) -> None:
     if size != "1":
         raise UsageError(
             f"{command}: started as one of {size} processes (WORLD_SIZE); accepted: one process, as only "
-            "'hkdpipe train' is distributed: torchrun --no-python --nproc-per-node 2 hkdpipe train"
+            "training and generation are distributed: torchrun --no-python --nproc-per-node 2 hkdpipe train"
         )
 
 
+def worker_of(text: str | None) -> Worker:
+    """Which of how many workers this process is, from 0: as `--worker i/n` says, else its environment.
+
+    A SLURM array counts its tasks, torchrun and srun the processes of a task. Raises UsageError for what is
+    no such pair.
+    """
+    if text is not None:
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UsageError(f"--worker: got '{text}'; accepted: i/n, i from 0 below n, as in 0/8")
+        return Worker(int(index), int(count))
+    first, step = _number("SLURM_ARRAY_TASK_MIN", 0), _number("SLURM_ARRAY_TASK_STEP", 1)
+    task = (_number("SLURM_ARRAY_TASK_ID", first) - first) // max(1, step)
+    tasks = max(task + 1, _number("SLURM_ARRAY_TASK_COUNT", 1))
+    rank, size = 0, 1
+    if "WORLD_SIZE" in os.environ:
+        rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    elif "SLURM_STEP_ID" in os.environ:
+        rank, size = _number("SLURM_PROCID", 0), _number("SLURM_NTASKS", 1)
+    size = max(rank + 1, size)
+    return Worker(task * size + rank, tasks * size)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UsageError(f"environment: {name}: got '{text}'; accepted: a number from 0 on")
+    return int(text)
+
+
 @contextmanager
-def opened(given: Given, first: bool) -> Iterator[tuple[RunDir | None, Config]]:
+def opened(given: Given, first: bool, shared: bool = False) -> Iterator[tuple[RunDir | None, Config]]:
     """The run directory, if one was given, and the configuration, which it keeps from here on.
 
-    Only the first process locks the directory and writes to it.
+    Only the first process locks the directory and writes to it; `shared`: beside others that do the same.
     """
     from hkdpipe.pipeline.record import record_changes
 
@@ -131,6 +162,6 @@ def opened(given: Given, first: bool) -> Iterator[tuple[RunDir | None, Config]]:
     if not first:
         yield run, config
         return
-    with run.locked():
+    with run.locked(shared):
         record_changes(run.record, run.adopt(config), lambda text: click.echo(text, err=True))
         yield run, config

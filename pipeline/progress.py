@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from hkdpipe.stages.reporting import Advance, Reporter, Silent, Summary
+from hkdpipe.stages.reporting import Advance, Reporter, Silent, Summary, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,16 +112,6 @@ class Bars:
                     bars.update(task, completed=now)
 
             yield advance
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3:07 min, 2:15 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02d} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
 
 
 def report(summary: Summary, quiet: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import exclusive_lock, make_folders, write_atomic
+from hkdpipe.manifests.files import file_lock, make_folders, write_atomic
 from hkdpipe.pipeline.config import Config, dump, resolve
 
 _DECIDED_BY = {"generation": ("teacher", "generation"), "training": ("training", "koopman")}
@@ -67,12 +67,15 @@ class RunDir:
         return sections
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the run directory if need be, and keep other commands from working in it."""
+    def locked(self, shared: bool = False) -> Iterator[None]:
+        """Create the run directory if need be, and keep other commands from working in it.
+
+        `shared`: but not those that share it.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--run-dir: {self.path} is not a folder")
         make_folders(self.path)
-        with exclusive_lock(self.path / ".lock", f"run directory {self.path}"):
+        with file_lock(self.path / ".lock", f"run directory {self.path}", shared):
             yield
 
     def adopt(self, config: Config) -> list[Change]:

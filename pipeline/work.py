@@ -14,6 +14,7 @@ from hkdpipe.pipeline.progress import first_process, make_reporter
 from hkdpipe.pipeline.record import recorded
 from hkdpipe.pipeline.rundir import RunDir
 from hkdpipe.pipeline.signals import stop_requests
+from hkdpipe.stages.worker import ALONE, Worker
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,9 @@ def check_stages_fit(config: Config) -> None:
     check_stages_fit(config.teacher.source, config.training, config.evaluation)
 
 
-def generate(config: Config, archive: Path, work: Work, run: RunDir | None = None) -> Summary:
+def generate(
+    config: Config, archive: Path, work: Work, run: RunDir | None = None, worker: Worker = ALONE
+) -> Summary:
     from hkdpipe.stages.generate import generate
 
     def call() -> Summary:
@@ -81,6 +84,7 @@ def generate(config: Config, archive: Path, work: Work, run: RunDir | None = Non
             archive,
             config.generation,
             config.teacher.licence,
+            worker=worker,
             device=work.device,
             reporter=work.reporter,
             stop=work.stop,

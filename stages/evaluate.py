@@ -19,7 +19,7 @@ from hkdpipe.manifests import rng
 from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.errors import InputError, Interrupted, UsageError
 from hkdpipe.manifests.files import (
-    exclusive_lock,
+    file_lock,
     make_folders,
     read_json,
     remove_temporaries,
@@ -123,7 +123,7 @@ def evaluate(
         )
     identity = evaluation_identity(settings, state)
     make_folders(out / "rows")
-    with exclusive_lock(out / ".lock", f"evaluation in {out}"), open_archive(archive) as trajectories:
+    with file_lock(out / ".lock", f"evaluation in {out}"), open_archive(archive) as trajectories:
         if trajectories.plan.teacher["sha256"] != loaded.sha256:
             raise UsageError(f"{archive}: made with another teacher than teacher.source '{loaded.source}'")
         for folder in (out, out / "rows", export.parent):

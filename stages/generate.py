@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from hkdpipe.manifests import archive, rng
-from hkdpipe.manifests.errors import Interrupted, UsageError
-from hkdpipe.manifests.files import exclusive_lock, make_folders
-from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.claims import Claims
+from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
+from hkdpipe.manifests.files import make_folders
+from hkdpipe.manifests.plan import Plan
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.storage import check_storage
+from hkdpipe.stages.worker import ALONE, Worker
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.sampler import evaluations, network_range, noise_levels, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher, load_teacher
+
+WHOLE = "archive"
+"""The name under which plan and manifest are claimed while they are written."""
 
 
 def generate(
@@ -31,11 +36,15 @@ def generate(
     settings: GenerationSettings,
     licence: str = "",
     *,
+    worker: Worker = ALONE,
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> Summary:
     """Write the archive `out`, or what it still lacks; shard by shard, writing beside sampling.
+
+    Any number of workers may do so at once: each begins with the shards that are its own by number, and goes
+    on with those that nobody is making. Whoever finds the archive complete writes its manifest.
 
     `licence` is that of a teacher that names none. Raises UsageError where `out` is an archive of another
     teacher or other settings, HkdpipeError where there is no space for it, Interrupted when asked to stop:
@@ -45,17 +54,19 @@ def generate(
     plan = make_plan(loaded, settings, licence)
     make_folders(out)
     started = time.monotonic()
-    with exclusive_lock(out / ".lock", f"generation in {out}"):
-        archive.remove_leftovers(out)
-        # Before the plan is written: after a refusal another count or fewer states may be asked for.
-        check_storage(out, plan, archive.missing_shards(out, plan), reporter)
-        archive.begin(out, plan)
-        missing = archive.missing_shards(out, plan)
-        if missing:
-            write_shards(loaded, out, plan, missing, device, reporter, stop)
-        if missing or not (out / "manifest.json").is_file():
-            archive.finish(out, plan)
-    generated = sum(np.subtract(*plan.shard_range(k)[::-1]) for k in missing)
+    with Claims(out) as claims:
+        with claims.waiting(WHOLE):
+            # Before the plan is written: after a refusal another count or fewer states may be asked for.
+            check_storage(out, plan, archive.missing_shards(out, plan), reporter)
+            claims.remove_leftovers()
+            archive.begin(out, plan)
+        made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop)
+        with claims.waiting(WHOLE):
+            missing = archive.missing_shards(out, plan)
+            # Another worker may have been told to make more, or have finished.
+            if not missing and archive.planned(out) == plan and not (out / "manifest.json").is_file():
+                archive.finish(out, plan)
+    generated = sum(np.subtract(*plan.shard_range(k)[::-1]) for k in made)
     seconds = time.monotonic() - started
     stored = plan.count * plan.trajectory_bytes
     channels, height, width = plan.shape
@@ -64,22 +75,26 @@ def generate(
         ("network evaluations each", f"{evaluations(settings.steps, settings.solver)}"),
         ("shards", f"{plan.shards} ({settings.format}), {stored / 1e6:,.1f} MB"),
     ]
-    if missing:
+    if made:
         rows.append(
             ("generated now", f"{generated:,} in {seconds:,.0f} s: {generated / seconds:,.1f} a second")
         )
+    if missing:
+        rows.append(("left to other workers", f"{len(missing)} shards"))
+    following = f"hkdpipe train --archive {out} --out TRAINING"
     return Summary(
         title="generate-trajectories",
         rows=tuple(rows),
         files=(out,),
-        next_commands=(f"hkdpipe train --archive {out} --out TRAINING",),
+        next_commands=() if missing else (following,),
         data={
             "archive": str(out),
             "trajectories": plan.count,
             "shards": plan.shards,
             "generated": int(generated),
+            "missing": len(missing),
         },
-        did_nothing=not missing,
+        did_nothing=not made and not missing,
     )
 
 
@@ -188,42 +203,77 @@ def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_shards(
+def make_shards(
     teacher: Teacher,
     out: Path,
     plan: Plan,
-    missing: list[int],
+    worker: Worker,
+    claims: Claims,
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
-) -> None:
-    """Sample shard after shard while a thread encodes and writes the one before."""
-    made = fingerprint(plan, device)
-    lacking = sum(stop - start for start, stop in map(plan.shard_range, missing))
-    done = plan.count - lacking
-    writing: Future[ShardRecord] | None = None
+) -> list[int]:
+    """Make the missing shards of a begun archive that no other worker is making; returns their numbers.
+
+    One shard is sampled while a thread encodes and writes the one before.
+    """
+    made: list[int] = []
+    how = fingerprint(plan, device)
+    done = plan.count - _trajectories(plan, archive.missing_shards(out, plan))
+    writing: Future[None] | None = None
+
+    def write(k: int, states: NDArray[Any]) -> None:
+        try:
+            archive.write_shard(out, plan, k, states, how, lambda: claims.holds(claim_of(k)))
+            made.append(k)
+        except InUseError as error:
+            reporter.line(str(error))
+        finally:
+            claims.release(claim_of(k))
+
     with (
         ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
         reporter.phase("generating trajectories", plan.count, "trajectories", done) as advance,
     ):
-        for k in missing:
-            states = np.empty((len(range(*plan.shard_range(k))), *plan.states_shape), dtype=plan.dtype)
-            filled = 0
-            for piece in sample_shard(teacher, plan, k, device):
-                states[filled : filled + len(piece)] = piece
-                filled += len(piece)
-                advance(done + filled)
-                if filled < len(states) and stop():
+        while True:
+            before = len(made)
+            for k in worker.order(archive.missing_shards(out, plan)):
+                if not claims.take(claim_of(k)):
+                    continue
+                if archive.valid_record(out, plan, k):
+                    # Made by another worker since the list was.
+                    claims.release(claim_of(k))
+                    continue
+                states = np.empty((_trajectories(plan, [k]), *plan.states_shape), dtype=plan.dtype)
+                filled = 0
+                for piece in sample_shard(teacher, plan, k, device):
+                    states[filled : filled + len(piece)] = piece
+                    filled += len(piece)
+                    advance(done + filled)
+                    if filled < len(states) and stop():
+                        raise Interrupted(
+                            f"stopped in shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
+                        )
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(write, k, states)
+                # What other workers have made counts as well.
+                left = _trajectories(plan, archive.missing_shards(out, plan))
+                done = max(done + filled, plan.count - left)
+                if stop():
                     raise Interrupted(
-                        f"stopped in shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
+                        f"stopped after shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
                     )
-            done += filled
             if writing is not None:
                 writing.result()
-            writing = writer.submit(archive.write_shard, out, plan, k, states, made)
-            if stop():
-                raise Interrupted(
-                    f"stopped after shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
-                )
-        if writing is not None:
-            writing.result()
+            if len(made) == before:
+                return made
+
+
+def claim_of(k: int) -> str:
+    """The name under which shard k is claimed."""
+    return f"{k:06d}"
+
+
+def _trajectories(plan: Plan, shards: Sequence[int]) -> int:
+    return sum(stop - start for start, stop in map(plan.shard_range, shards))

@@ -47,3 +47,13 @@ class Summary:
     """JSON-serialisable, printed as the last line under --json."""
     did_nothing: bool = False
     """Everything was done before."""
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3:07 min, 2:15 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"

@@ -10,6 +10,7 @@ from hkdpipe.manifests.archive import describe
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import read_json
 from hkdpipe.manifests.settings import digest, of_kind
+from hkdpipe.stages.reporting import duration
 from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
 from hkdpipe.trainer.settings import TrainingSettings
 
@@ -32,6 +33,11 @@ def generation_state(archive: Path, settings: GenerationSettings) -> StageState:
     complete = found["state"] == "complete" and found["count"] >= settings.count
     state: Completeness = "complete" if complete else "partial" if found["state"] != "absent" else "absent"
     detail = f"{found['shards_done']} of {found['shards']} shards, {found['bytes'] / 1e6:,.1f} MB"
+    if found["shards_claimed"]:
+        detail += f", {found['shards_claimed']} in the making"
+        if found["per_second"]:
+            left = (found["count"] - found["trajectories"]) / found["per_second"]
+            detail += f", {found['per_second']:,.1f} trajectories a second, {duration(left)} left"
     return StageState(
         "generation",
         state,

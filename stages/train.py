@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import exclusive_lock, make_folders, remove_temporaries
+from hkdpipe.manifests.files import file_lock, make_folders, remove_temporaries
 from hkdpipe.manifests.order import rank_slice, training_indices
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
@@ -149,7 +149,7 @@ def _locked_by_first(out: Path, world: World) -> Iterator[None]:
     if not world.first:
         yield
         return
-    with exclusive_lock(out / ".lock", f"training in {out}"):
+    with file_lock(out / ".lock", f"training in {out}"):
         remove_temporaries(out)
         yield
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import exclusive_lock, read_json, remove_temporaries
+from hkdpipe.manifests.files import file_lock, read_json, remove_temporaries
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -60,7 +60,7 @@ def train_teacher(
     )
     identity = digest({"data": data, **of_kind(settings, "identity")})
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out / ".lock", f"training in {out}"):
+    with file_lock(out / ".lock", f"training in {out}"):
         remove_temporaries(out)
         torch.manual_seed(settings.seed)
         try:

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from hkdpipe.manifests import archive, rng
+from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.errors import Interrupted, UsageError
-from hkdpipe.manifests.files import exclusive_lock
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.verify import Findings, check_shards, restore, trusted_plan
-from hkdpipe.stages.generate import fingerprint, sample_batch, write_shards
+from hkdpipe.stages.generate import WHOLE, fingerprint, make_shards, sample_batch
 from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.stages.worker import ALONE
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
 Depth = Literal["fast", "checksums", "deep"]
@@ -59,8 +60,8 @@ def verify(
         reporter.line(line)
     notes = []
     if repair and found:
-        with exclusive_lock(root / ".lock", f"generation in {root}"):
-            notes = _repair(root, findings, loaded, device, reporter, stop)
+        with Claims(root) as claims:
+            notes = _repair(root, findings, loaded, claims, device, reporter, stop)
     plan = findings.plan
     state = "good" if not found else "repaired" if repair else "damaged"
     rows = [
@@ -182,18 +183,21 @@ def _repair(
     root: Path,
     findings: Findings,
     teacher: Teacher | None,
+    claims: Claims,
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> list[str]:
     """Put everything right; returns what is worth knowing of the shards made again."""
     plan = findings.plan
-    archive.remove_leftovers(root)
-    restore(root, findings)
     shards = sorted(findings.shards)
+    with claims.waiting(WHOLE):
+        claims.remove_leftovers()
+        restore(root, findings)
     if teacher is not None and shards:
-        write_shards(teacher, root, plan, shards, device, reporter, stop)
-    archive.finish(root, plan)
+        make_shards(teacher, root, plan, ALONE, claims, device, reporter, stop)
+    with claims.waiting(WHOLE):
+        archive.finish(root, plan)
     notes = []
     for k in shards:
         record = archive.valid_record(root, plan, k)

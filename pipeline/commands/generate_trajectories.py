@@ -14,10 +14,10 @@ from hkdpipe.pipeline.options import (
     configuration_options,
     next_command,
     one_of_run_dir_and_out,
-    one_process_only,
     opened,
     place,
     work_options,
+    worker_of,
 )
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.work import working
@@ -27,6 +27,11 @@ from hkdpipe.pipeline.work import working
 @click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
 @click.option("--out", type=FOLDER, metavar="ARCHIVE", help="Archive to write, instead of a run directory.")
 @click.option("--format", "form", metavar="FORM", help="zarr or webdataset: generation.format.")
+@click.option(
+    "--worker",
+    metavar="I/N",
+    help="One of N workers on one archive, I from 0; by default as SLURM's array, srun or torchrun say.",
+)
 @configuration_options
 @work_options
 def command(
@@ -34,6 +39,7 @@ def command(
     teacher: str | None,
     out: Path | None,
     form: str | None,
+    worker: str | None,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -45,13 +51,19 @@ def command(
       hkdpipe generate-trajectories --preset digits --run-dir runs/digits
     As an archive of its own:
       hkdpipe generate-trajectories --teacher my-teacher --out archive --set generation.count=50000
+    By several workers, of any number, at any time, on any machine that sees the folder:
+      hkdpipe generate-trajectories --run-dir runs/digits --worker 0/2 &
+      hkdpipe generate-trajectories --run-dir runs/digits --worker 1/2
+      torchrun --no-python --nproc-per-node gpu hkdpipe generate-trajectories --run-dir runs/digits
     """
-    one_process_only("generate-trajectories")
+    one_of_many = worker_of(worker)
     one_of_run_dir_and_out(given, out)
     given = given.override("teacher.source", teacher).override("generation.format", form)
-    with opened(given, first=True) as (run, config), working(device, quiet) as work:
+    with opened(given, True, shared=one_of_many.count > 1) as (run, config), working(device, quiet) as work:
         archive = place("--out", out, run.trajectories if run else None)
-        summary = stages.generate(config, archive, work, run)
-        if run is not None:
+        # One of several workers does not know how the stage as a whole began and ended.
+        recorded_in = run if one_of_many.count == 1 else None
+        summary = stages.generate(config, archive, work, recorded_in, one_of_many)
+        if run is not None and summary.next_commands:
             summary = replace(summary, next_commands=(next_command("train", run),))
         report(summary, quiet, as_json)

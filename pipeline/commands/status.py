@@ -11,9 +11,10 @@ import click
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.pipeline.config import resolve
 from hkdpipe.pipeline.options import FOLDER, json_option, next_command
-from hkdpipe.pipeline.progress import duration, print_table
+from hkdpipe.pipeline.progress import print_table
 from hkdpipe.pipeline.record import read_record
 from hkdpipe.pipeline.rundir import RunDir
+from hkdpipe.stages.reporting import duration
 
 
 @click.command("status", short_help="Where a run stands.")

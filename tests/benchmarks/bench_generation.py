@@ -1,6 +1,8 @@
 """What stage 1 adds to its sampler: `generate` against a bare loop over the same network, nothing stored.
 
-`python tests/benchmarks/bench_generation.py [TRAJECTORIES]`; both in turns in one process, ratio of medians.
+`python tests/benchmarks/bench_generation.py [TRAJECTORIES]`: the digits teacher, by default for 4,096
+trajectories, and an untrained network of CIFAR-10's size for a few; both in turns in one process, ratio of
+medians.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,37 +19,57 @@ import torch
 from hkdpipe.stages.generate import generate
 from hkdpipe.stages.reporting import Silent
 from hkdpipe.stages.settings import GenerationSettings
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.sampler import sample_trajectory
-from hkdpipe.trainer.teacher import load_teacher
+from hkdpipe.trainer.teacher import load_teacher, save_teacher
 
-BATCH, ROUNDS = 256, 3
+ROUNDS = 3
+DIGITS = GenerationSettings(count=4096, shard_size=1024, batch_size=256)
+CIFAR10 = GenerationSettings(count=16, shard_size=8, batch_size=4, steps=2)
+CIFAR10_NETWORK = Architecture(
+    img_resolution=32, img_channels=3, model_channels=128, channel_mult=(2, 2, 2), augment_dim=9
+)
 
 
-def stored(count: int) -> float:
-    settings = GenerationSettings(count=count, shard_size=512, batch_size=BATCH)
+def stored(teacher: str, settings: GenerationSettings) -> float:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         device = torch.device("cpu")
         out = Path(folder) / "archive"
-        generate("digits", out, settings, device=device, reporter=Silent(), stop=lambda: False)
+        generate(teacher, out, settings, device=device, reporter=Silent(), stop=lambda: False)
         return time.perf_counter() - start
 
 
-def bare(count: int) -> float:
-    teacher = load_teacher("digits")
+def bare(teacher: str, settings: GenerationSettings) -> float:
     start = time.perf_counter()
-    for _ in range(0, count, BATCH):
-        sample_trajectory(teacher, torch.randn(BATCH, *teacher.image_shape))
+    loaded = load_teacher(teacher)
+    for _ in range(0, settings.count, settings.batch_size):
+        sample_trajectory(loaded, torch.randn(settings.batch_size, *loaded.image_shape), settings.steps)
     return time.perf_counter() - start
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
-    bare(BATCH)
-    pairs = [(bare(count), stored(count)) for _ in range(ROUNDS)]
+def compare(name: str, teacher: str, settings: GenerationSettings) -> None:
+    once = replace(settings, count=settings.batch_size)
+    bare(teacher, once)
+    stored(teacher, once)
+    pairs = [(bare(teacher, settings), stored(teacher, settings)) for _ in range(ROUNDS)]
     loop, stage = (statistics.median(times) for times in zip(*pairs, strict=True))
-    print(f"{count} trajectories: bare loop {count / loop:.1f}/s, stage 1 {count / stage:.1f}/s")
-    print(f"stage 1 takes {stage / loop:.3f} times the bare loop")
+    count = settings.count
+    print(
+        f"{name}, {count} trajectories: bare loop {count / loop:.2f}/s, stage 1 {count / stage:.2f}/s, ",
+        end="",
+    )
+    print(f"{loop / stage:.3f} times the bare loop's", flush=True)
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else DIGITS.count
+    compare("digits teacher", "digits", replace(DIGITS, count=count))
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Path(folder) / "teacher"
+        network = PreconditionedUNet(CIFAR10_NETWORK)
+        save_teacher(teacher, network, {}, torch.float32)
+        compare(f"{network.parameter_count() / 1e6:.1f} M parameters", str(teacher), CIFAR10)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hkdpipe.manifests import archive
-from hkdpipe.manifests.errors import HkdpipeError, InputError, UsageError
+from hkdpipe.manifests.claims import Claims
+from hkdpipe.manifests.errors import HkdpipeError, InputError, InUseError, UsageError
 from hkdpipe.manifests.files import sha256_file
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.settings import digest
@@ -467,10 +468,9 @@ def test_killed_writer(tmp_path: Path, plan: Plan, values: Values, call: str, n:
     check_recorded_shards(tmp_path, plan)
     assert archive.describe(tmp_path)["state"] == "partial"
     leftovers = list(tmp_path.rglob(".*.tmp"))
-    archive.remove_leftovers(tmp_path)
-    assert list(tmp_path.rglob(".*.tmp")) == []
     assert call == "fsync" or len(leftovers) == 1
     generate(tmp_path, plan, data)
+    assert list(tmp_path.rglob(".*.tmp")) == []
     assert archive.open_archive(tmp_path).read(range(10), range(5)).tobytes() == data.tobytes()
 
 
@@ -490,9 +490,9 @@ def test_rewriting_a_shard_removes_its_record_first(
 
 def test_several_writers_of_different_shards(tmp_path: Path, plan: Plan, values: Values) -> None:
     data = values(plan)
+    archive.begin(tmp_path, plan)
 
     def work(k: int) -> None:
-        archive.begin(tmp_path, plan)
         start, stop = plan.shard_range(k)
         archive.write_shard(tmp_path, plan, k, data[start:stop], {})
 
@@ -503,3 +503,27 @@ def test_several_writers_of_different_shards(tmp_path: Path, plan: Plan, values:
         thread.join()
     archive.finish(tmp_path, plan)
     assert archive.open_archive(tmp_path).read(range(10), range(5)).tobytes() == data.tobytes()
+
+
+def test_a_shard_that_was_taken_over_is_not_recorded(tmp_path: Path, plan: Plan, values: Values) -> None:
+    archive.begin(tmp_path, plan)
+    with pytest.raises(InUseError, match="shard 0 was taken over by another process, and is left to it"):
+        archive.write_shard(tmp_path, plan, 0, values(plan)[:4], {}, lambda: False)
+    assert archive.missing_shards(tmp_path, plan) == [0, 1, 2]
+
+
+def test_an_archive_in_the_making_tells_its_rate(tmp_path: Path, plan: Plan, values: Values) -> None:
+    """Of all workers together: trajectories after the oldest of the newest records, over the time since."""
+    archive.begin(tmp_path, plan)
+    for k, when in ((0, 1000.0), (1, 1008.0)):
+        start, stop = plan.shard_range(k)
+        archive.write_shard(tmp_path, plan, k, values(plan)[start:stop], {})
+        os.utime(archive.record_path(tmp_path, k), (when, when))
+    with Claims(tmp_path) as claims:
+        claims.take("000002")
+        found = archive.describe(tmp_path)
+        assert (found["shards_claimed"], found["per_second"]) == (1, 4 / 8)
+    archive.write_shard(tmp_path, plan, 2, values(plan)[8:], {})
+    archive.finish(tmp_path, plan)
+    found = archive.describe(tmp_path)
+    assert (found["state"], found["shards_claimed"], found["per_second"]) == ("complete", 0, 0)

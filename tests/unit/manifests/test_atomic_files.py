@@ -204,8 +204,8 @@ def test_lock_is_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from hkdpipe.manifests.files import exclusive_lock
-with exclusive_lock(Path(sys.argv[1]), "it"):
+from hkdpipe.manifests.files import file_lock
+with file_lock(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -214,11 +214,11 @@ with exclusive_lock(Path(sys.argv[1]), "it"):
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(InUseError, match=rf"^runs/x is in use by process {holder.pid} on "),
-            files.exclusive_lock(path, "runs/x"),
+            files.file_lock(path, "runs/x"),
         ):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
     for _ in range(2):  # free after the kill, and again after its own release
-        with files.exclusive_lock(path, "runs/x"):
+        with files.file_lock(path, "runs/x"):
             assert path.read_text().startswith(f"process {os.getpid()} on ")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hkdpipe.manifests.errors import InputError, Interrupted, InUseError
-from hkdpipe.manifests.files import exclusive_lock
+from hkdpipe.manifests.files import file_lock
 from hkdpipe.pipeline.cli import COMMANDS
 from hkdpipe.stages.reporting import Silent
 from hkdpipe.stages.settings import TeacherSampling
@@ -117,14 +117,69 @@ def test_unknown_options_suggest_the_nearest(hkdpipe: Hkdpipe) -> None:
     assert ran.error.endswith("(see hkdpipe train --help)")
 
 
-@pytest.mark.parametrize("command", ["run", "generate-trajectories", "evaluate"])
-def test_only_train_is_distributed(command: str, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_only_training_and_generation_are_distributed(
+    command: str, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     ran = hkdpipe(command, "--run-dir", "x")
     assert ran.code == 2
     assert ran.error.startswith(
         f"{command}: started as one of 2 processes (WORLD_SIZE); accepted: one process"
     )
+
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "5"}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_NTASKS": "3"}
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "expected"),
+    [
+        ((), {}, (0, 1)),
+        (("--worker", "2/5"), ARRAY, (2, 5)),
+        ((), ARRAY, (3, 5)),
+        ((), {**ARRAY, "SLURM_ARRAY_TASK_ID": "10", "SLURM_ARRAY_TASK_STEP": "2"}, (3, 5)),
+        ((), TORCHRUN, (1, 2)),
+        ((), SRUN, (2, 3)),
+        ((), {**SRUN, **TORCHRUN}, (1, 2)),
+        ((), {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (0, 1)),
+        ((), {**ARRAY, **SRUN}, (11, 15)),
+    ],
+    ids=str,
+)
+def test_worker_is_named_or_seen_by_the_environment(
+    stages: Any,
+    hkdpipe: Hkdpipe,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    variables: dict[str, str],
+    expected: tuple[int, int],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert hkdpipe("generate-trajectories", "--out", "a", *options).code == 0
+    worker = last_call(stages)["worker"]
+    assert (worker.index, worker.count) == expected
+
+
+@pytest.mark.parametrize("worker", ["2", "2/2", "-1/2", "a/b", "1/0", "1/2/3"])
+def test_worker_that_is_none(hkdpipe: Hkdpipe, worker: str) -> None:
+    ran = hkdpipe("generate-trajectories", "--out", "a", "--worker", worker)
+    assert ran.code == 2
+    assert ran.error == f"--worker: got '{worker}'; accepted: i/n, i from 0 below n, as in 0/8"
+
+
+def test_workers_share_a_run_directory_that_nothing_else_may_use(stages: Any, hkdpipe: Hkdpipe) -> None:
+    generate = ("generate-trajectories", "--run-dir", "x")
+    Path("x").mkdir()
+    with file_lock(Path("x/.lock"), "x", shared=True):
+        assert hkdpipe(*generate, "--worker", "0/2").code == 0
+        assert hkdpipe(*generate).code == 4
+        assert hkdpipe("train", "--run-dir", "x").code == 4
+    with file_lock(Path("x/.lock"), "x"):
+        assert hkdpipe(*generate, "--worker", "1/2").code == 4
 
 
 def test_run_does_three_stages_and_then_nothing(stages: Any, hkdpipe: Hkdpipe) -> None:
@@ -184,7 +239,7 @@ def test_the_stored_configuration_is_kept_and_guarded(stages: Any, hkdpipe: Hkdp
 
 def test_a_run_directory_in_use(stages: Any, hkdpipe: Hkdpipe) -> None:
     Path("x").mkdir()
-    with exclusive_lock(Path("x/.lock"), "x"):
+    with file_lock(Path("x/.lock"), "x"):
         ran = hkdpipe("train", "--run-dir", "x")
     assert ran.code == 4
     assert ran.error.startswith(f"run directory x is in use by process {os.getpid()} on ")
@@ -199,7 +254,7 @@ def test_other_processes_of_a_training_neither_lock_nor_speak(
     world = SimpleNamespace(first=False, size=2, rank=1)
     monkeypatch.setattr(sys.modules["hkdpipe.trainer.distributed"], "world_from_environment", lambda: world)
     Path("x").mkdir()
-    with exclusive_lock(Path("x/.lock"), "x"):
+    with file_lock(Path("x/.lock"), "x"):
         ran = hkdpipe("train", "--run-dir", "x", "--json")
     assert (ran.code, ran.out, ran.err) == (0, "", "")
     assert not Path("x/config.toml").exists()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hkdpipe.pipeline.progress import Bars, Lines, duration, make_reporter, print_summary
-from hkdpipe.stages.reporting import Silent, Summary
+from hkdpipe.pipeline.progress import Bars, Lines, make_reporter, print_summary
+from hkdpipe.stages.reporting import Silent, Summary, duration
 
 
 def test_plain_lines() -> None:

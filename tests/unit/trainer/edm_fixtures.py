@@ -19,7 +19,12 @@ _FOLDERS = (
     Path(os.environ.get("HKDPIPE_EDM_FIXTURES", _TESTS.parents[1] / "shared" / "edm-fixtures")),
 )
 
-SNAPSHOTS = {file.stem: file for folder in reversed(_FOLDERS) for file in sorted(folder.glob("*.pkl"))}
+SNAPSHOTS = {
+    file.stem: file
+    for folder in reversed(_FOLDERS)
+    for file in sorted(folder.glob("*.pkl"))
+    if file.with_suffix(".npz").is_file()
+}
 
 
 def published(name: str) -> dict[str, Tensor]:

@@ -1,0 +1,81 @@
+"""Several processes that generate one archive, some of them killed, make what one process makes alone."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commands import Running, hkdpipe, started, succeeded
+from test_killed_at_random import content, different
+from tiny import GENERATION, WORK, Inputs, settings
+
+from hkdpipe.manifests import archive
+from hkdpipe.stages.generate import generate
+from hkdpipe.stages.settings import GenerationSettings
+
+LONG = replace(GENERATION, count=80, steps=30)
+LONGER = replace(GENERATION, count=160, steps=60)
+
+
+def campaign(
+    inputs: Inputs,
+    folder: Path,
+    generation: GenerationSettings,
+    workers: int,
+    kills: int,
+    chance: random.Random,
+) -> Iterator[str]:
+    """Keep so many workers going while killing one after the other; yields what was killed."""
+    command = ["generate-trajectories", "--out", "out", "--teacher", str(inputs.teacher)]
+    options = settings(generation=generation)
+
+    with ExitStack() as stack:
+
+        def start() -> Running:
+            # Numbers and counts may change on the way.
+            count = chance.randint(1, 2 * workers)
+            worker = f"{chance.randrange(count)}/{count}"
+            return stack.enter_context(started(folder, *command, "--worker", worker, *options))
+
+        running = [start() for _ in range(workers)]
+        out = folder / "out"
+        while kills and not (out / "manifest.json").exists():
+            time.sleep(chance.uniform(0, 1.5))
+            victim = chance.randrange(workers)
+            # A shard is being made: no longer imports, nor the plan.
+            if running[victim].process.poll() is None and list(out.glob("claims/0*.json")):
+                running[victim].process.send_signal(signal.SIGKILL)
+                running[victim].end()
+                kills -= 1
+                yield f"{len(archive.missing_shards(out, archive.planned(out)))} missing"
+                running[victim] = start()
+        for each in running:
+            succeeded(each.end())
+    # Of the last two, each may have seen the other one at work.
+    succeeded(hkdpipe(folder, *command, *options))
+
+
+def check(inputs: Inputs, folder: Path, generation: GenerationSettings, workers: int, kills: int) -> None:
+    seed = random.randrange(10**6)
+    generate(str(inputs.teacher), folder / "alone", generation, **WORK)
+    killed = list(campaign(inputs, folder, generation, workers, kills, random.Random(seed)))
+    print(f"seed {seed}: {killed}")
+    changed = different(content(folder / "out"), content(folder / "alone"))
+    assert not changed, f"seed {seed}"
+    assert killed
+
+
+def test_two_workers_and_a_killed_one(inputs: Inputs, tmp_path: Path) -> None:
+    check(inputs, tmp_path, LONG, workers=2, kills=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_four_workers_killed_all_the_time(inputs: Inputs, tmp_path: Path) -> None:
+    check(inputs, tmp_path, LONGER, workers=4, kills=12)
