@@ -13,19 +13,26 @@ import tempfile
 from pathlib import Path
 
 ROUNDS = 5
+HELPERS = Path(__file__).parents[1] / "unit" / "trainer"
 # Reading is timed once per process: a second reading would find memory that the first has already been given.
 MEASURE = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 import torch
+sys.path.insert(0, sys.argv[1])
+from process_memory import growth
 from hkdpipe.trainer.edm_pickle import read_snapshot
-kind, path = sys.argv[1], Path(sys.argv[2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
-kept = read_snapshot(path) if kind == "snapshot" else torch.load(path, weights_only=True)
-seconds = time.perf_counter() - start
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(seconds, grown * 1024 / path.stat().st_size)
+kind, path = sys.argv[2], Path(sys.argv[3])
+
+def read():
+    global seconds
+    start = time.perf_counter()
+    kept = read_snapshot(path) if kind == "snapshot" else torch.load(path, weights_only=True)
+    seconds = time.perf_counter() - start
+    return kept
+
+grown = growth(read)
+print(seconds, grown / path.stat().st_size)
 """
 MAKE = """
 import sys
@@ -49,11 +56,11 @@ def run(script: str, *arguments: str | Path) -> str:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = {"snapshot": Path(folder) / "snapshot.pkl", "torch.load": Path(folder) / "state.pt"}
-        run(MAKE, Path(__file__).parents[1] / "unit" / "trainer", *files.values())
+        run(MAKE, HELPERS, *files.values())
         measured: dict[str, list[tuple[float, float]]] = {kind: [] for kind in files}
         for _ in range(ROUNDS):
             for kind, path in files.items():
-                seconds, growth = map(float, run(MEASURE, kind, path).split())
+                seconds, growth = map(float, run(MEASURE, HELPERS, kind, path).split())
                 measured[kind].append((seconds, growth))
         for kind, path in files.items():
             times, growths = zip(*measured[kind], strict=True)
