@@ -34,6 +34,7 @@ from hkdpipe.manifests.files import (
 )
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.manifests.settings import digest
+from hkdpipe.manifests.state_type import decode
 
 _OPEN_FILES = 256
 _RATE_SHARDS = 20
@@ -103,19 +104,19 @@ def write_shard(
     fingerprint: dict[str, Any],
     owned: Callable[[], bool] = lambda: True,
 ) -> ShardRecord:
-    """Write shard k: states (n, *plan.states_shape), n its length, in the plan's dtype; then its record.
+    """Write shard k: states (n, *plan.states_shape), n its length, of `plan.stored_dtype`; then its record.
 
     Only its owner writes a shard: InUseError where `owned` says before the record that another process has
     taken it over since. HkdpipeError if a state is not finite, ValueError for another shape or dtype.
     """
     start, stop = plan.shard_range(k)
-    if states.shape != (stop - start, *plan.states_shape) or states.dtype != np.dtype(plan.dtype):
+    if states.shape != (stop - start, *plan.states_shape) or states.dtype != plan.stored_dtype:
         raise ValueError(
             f"shard {k} takes {plan.dtype} {(stop - start, *plan.states_shape)}, "
             f"not {states.dtype} {states.shape}"
         )
     for i, trajectory in enumerate(states):
-        if not np.isfinite(trajectory).all():
+        if not np.isfinite(decode(trajectory, plan.dtype)).all():
             raise HkdpipeError(f"{root}: trajectory {start + i} is not finite in {plan.dtype}")
     form = _FORMS[plan.form]
     record_file = record_path(root, k)
@@ -252,7 +253,7 @@ class Archive:
             self._files = None
 
     def read(self, indices: Integers, states: Integers | Sequence[Sequence[int]]) -> NDArray[Any]:
-        """Some states of some trajectories, (B, k, C, H, W) in the archive's dtype.
+        """Some states of some trajectories, (B, k, C, H, W) in the archive's dtype; bfloat16 as float32.
 
         `indices` is (B,), in 0 … len-1; `states` is (k,), the same for all, or (B, k), in 0 … len(sigmas)-1.
         Only the bytes of these states are read, but a shard is verified as a whole when first used.
@@ -272,8 +273,8 @@ class Archive:
             base = shard.offset + (index - shard.start) * shard.stride
             for j, length, state in shared if shared is not None else _runs(columns[b]):
                 self._fill(data[b, j : j + length].reshape(-1), file, base + state * size, shard)
-        dtype = np.dtype(self.plan.dtype).newbyteorder("<")
-        return data.view(dtype).reshape(*data.shape[:2], *self.shape)
+        stored = data.view(self.plan.stored_dtype.newbyteorder("<"))
+        return decode(stored, self.plan.dtype).reshape(*data.shape[:2], *self.shape)
 
     def _fill(self, target: NDArray[np.uint8], file: _OpenFile, offset: int, shard: ShardRecord) -> None:
         done = 0
@@ -335,7 +336,10 @@ def open_archive(path: str | Path) -> Archive:
 
 
 def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> NDArray[Any]:
-    """All states of consecutive trajectories of one shard, (n, *plan.states_shape), without verifying it."""
+    """All states of consecutive trajectories of one shard, (n, *plan.states_shape), as they are stored.
+
+    The shard is not verified.
+    """
     frame = np.empty((len(indices), record.stride), dtype=np.uint8)
     start = record.offset + (indices.start - record.start) * record.stride
     # The last trajectory of a shard may be followed by fewer bytes than a stride.
@@ -344,7 +348,7 @@ def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> N
         file.seek(start)
         if file.readinto(frame.reshape(-1)[:wanted].data) != wanted:
             raise _damaged(root, record, record.file, "ends early")
-    dtype = np.dtype(plan.dtype).newbyteorder("<")
+    dtype = plan.stored_dtype.newbyteorder("<")
     states = np.ascontiguousarray(frame[:, : plan.trajectory_bytes]).view(dtype)
     return states.reshape(len(indices), *plan.states_shape)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.settings import digest
+from hkdpipe.manifests.state_type import STATE_TYPES, stored_dtype
 
 FORMAT_VERSION = 1
 _SCHEDULE_KEYS = ("sigma_min", "sigma_max", "rho")
@@ -61,7 +62,8 @@ class Plan:
         good = len(shape) == 3 and all(_is_int(n, 1, 10**6) for n in shape)
         _require("shape", self.shape, good, "three sizes, C, H, W")
         object.__setattr__(self, "shape", shape)
-        _require("dtype", self.dtype, self.dtype in ("float16", "float32"), '"float16", "float32"')
+        accepted = ", ".join(f'"{name}"' for name in STATE_TYPES)
+        _require("dtype", self.dtype, self.dtype in STATE_TYPES, accepted)
         object.__setattr__(self, "sigmas", _sigmas(self.sigmas))
         _require("seed", self.seed, _is_int(self.seed, 0, 2**64 - 1), "an integer from 0 to 2**64 - 1")
         object.__setattr__(self, "sampler", _sampler(self.sampler))
@@ -84,9 +86,14 @@ class Plan:
         return {name: self.sampler[name] for name in _SCHEDULE_KEYS}
 
     @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """numpy's type of the stored numbers."""
+        return stored_dtype(self.dtype)
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of one state."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * self.stored_dtype.itemsize
 
     @property
     def trajectory_bytes(self) -> int:

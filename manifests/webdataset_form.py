@@ -37,7 +37,7 @@ def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, 
     """A shard's file, the offset of its first trajectory's states and the distance between two.
 
     The last value, None, stands for a file of the labels, which are in the shard itself.
-    `states` is (n, *plan.states_shape) in the plan's dtype, n the length of shard k. The bytes depend on
+    `states` is (n, *plan.states_shape) of `plan.stored_dtype`, n the length of shard k. The bytes depend on
     nothing else but the plan's seed and classes and k.
     """
     from webdataset import TarWriter

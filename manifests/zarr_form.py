@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.state_type import encode
 
 if TYPE_CHECKING:
     import zarr
@@ -41,7 +42,7 @@ def metadata(plan: Plan) -> dict[str, bytes]:
 def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int, memoryview | None]:
     """A shard's file, the offset of its first trajectory and the distance between two; its labels' file.
 
-    `states` is (n, *plan.states_shape) in the plan's dtype, n the length of shard k. The bytes depend on
+    `states` is (n, *plan.states_shape) of `plan.stored_dtype`, n the length of shard k. The bytes depend on
     nothing else; those of the labels on the plan's seed and classes and k.
     """
     entries: dict[str, Any] = {}
@@ -73,11 +74,11 @@ def _create_group(entries: dict[str, Any], plan: Plan, count: int) -> zarr.Group
     group.create_array(
         "states",
         shape=(count, *plan.states_shape),
-        dtype=plan.dtype,
+        dtype=plan.stored_dtype,
         chunks=(1, *plan.states_shape),
         shards=(plan.shard_size, *plan.states_shape),
         compressors=[Crc32cCodec()],
-        fill_value=np.dtype(plan.dtype).type("nan"),  # a shard that is not there must not look like data
+        fill_value=encode(np.array(np.nan), plan.dtype)[()],  # a missing shard must not look like data
         config={"write_empty_chunks": True},
     )
     if plan.classes:

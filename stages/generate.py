@@ -18,6 +18,7 @@ from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
 from hkdpipe.manifests.files import make_folders
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.state_type import encode
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.storage import check_storage
@@ -171,7 +172,7 @@ def batches(plan: Plan, k: int) -> int:
 
 
 def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch.device) -> NDArray[Any]:
-    """One network batch of shard k: (up to batch_size, states, C, H, W)."""
+    """One network batch of shard k as it is stored: (up to batch_size, states, C, H, W)."""
     start, stop = plan.shard_range(k)
     schedule = noise_levels(teacher, plan.sampler["steps"], **plan.schedule)
     # The nearest, since another machine may round a level otherwise in its last bit.
@@ -183,7 +184,7 @@ def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch
     labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
     unit = torch.from_numpy(noise).to(device)
     states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
-    return states.transpose(0, 1)[: last - first].cpu().numpy().astype(plan.dtype)
+    return encode(states.transpose(0, 1)[: last - first].cpu().numpy(), plan.dtype)
 
 
 def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def make_shards(
                     # Made by another worker since the list was.
                     claims.release(claim_of(k))
                     continue
-                states = np.empty((_trajectories(plan, [k]), *plan.states_shape), dtype=plan.dtype)
+                states = np.empty((_trajectories(plan, [k]), *plan.states_shape), dtype=plan.stored_dtype)
                 filled = 0
                 for piece in sample_shard(teacher, plan, k, device):
                     states[filled : filled + len(piece)] = piece

@@ -15,6 +15,7 @@ from hkdpipe.manifests import archive, rng
 from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.errors import Interrupted, UsageError
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.state_type import decode, encode
 from hkdpipe.manifests.verify import Findings, check_shards, restore, trusted_plan
 from hkdpipe.stages.generate import WHOLE, fingerprint, make_shards, sample_batch
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -124,9 +125,9 @@ def _state_fault(root: Path, findings: Findings, k: int) -> str | None:
     for first in range(start, end, step):
         indices = range(first, min(first + step, end))
         states = archive.read_shard(root, plan, record, indices)
-        finite = np.isfinite(states).reshape(len(indices), -1).all(axis=1)
+        finite = np.isfinite(decode(states, plan.dtype)).reshape(len(indices), -1).all(axis=1)
         noise = rng.unit_noise(plan.seed, "archive", indices, plan.shape).astype(np.float64)
-        starts = (noise * plan.sigmas[0]).astype(plan.dtype)
+        starts = encode(noise * plan.sigmas[0], plan.dtype)
         right = (states[:, 0] == starts).reshape(len(indices), -1).all(axis=1)
         for what, good in (("is not finite", finite), ("does not start at its noise", right)):
             if not good.all():
@@ -175,7 +176,8 @@ def _check_by_computing(
 
 def _close(made: NDArray[Any], stored: NDArray[Any], plan: Plan) -> bool:
     scale = np.sqrt(np.square(plan.sigmas) + 0.25)[:, None, None, None]
-    difference = np.abs(made.astype(np.float64) - stored.astype(np.float64)) / scale
+    values = (decode(states, plan.dtype).astype(np.float64) for states in (made, stored))
+    difference = np.abs(np.subtract(*values)) / scale
     return bool(difference.max() < TOLERANCE)
 
 

@@ -119,7 +119,8 @@ def _from_state_dict(file: Path) -> PreconditionedUNet:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"{file}: not a state dict ({str(error).splitlines()[0]})") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{file}: not a state dict ({reason})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{file}: not a state dict: accepted: a dictionary of tensors by their names")
     try:

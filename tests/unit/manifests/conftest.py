@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hkdpipe.manifests import archive
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.state_type import encode
 
 
 @pytest.fixture(params=["zarr", "webdataset"])
@@ -51,7 +52,7 @@ def values() -> Callable[[Plan], NDArray[Any]]:
 
     def make(plan: Plan) -> NDArray[Any]:
         rows = [np.random.default_rng(i).normal(size=plan.states_shape) for i in range(plan.count)]
-        return np.stack(rows).astype(plan.dtype)
+        return encode(np.stack(rows), plan.dtype)
 
     return make
 

@@ -21,16 +21,19 @@ from hkdpipe.manifests.errors import HkdpipeError, InputError, InUseError, Usage
 from hkdpipe.manifests.files import sha256_file
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.settings import digest
+from hkdpipe.manifests.state_type import decode
 
 Write = Callable[[Path, Plan], NDArray[Any]]
 Values = Callable[[Plan], NDArray[Any]]
 OTHER_LABELS = {"file": "../../etc/passwd", "bytes": 36, "sha256": "0" * 64}
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_read_is_numpy_indexing(tmp_path: Path, plan: Plan, write: Write, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "given"), [("float16", "float16"), ("float32", "float32"), ("bfloat16", "float32")]
+)
+def test_read_is_numpy_indexing(tmp_path: Path, plan: Plan, write: Write, dtype: str, given: str) -> None:
     plan = dataclasses.replace(plan, dtype=dtype)
-    data = write(tmp_path, plan)
+    data = decode(write(tmp_path, plan), dtype)
     random = np.random.default_rng(0)
     with archive.open_archive(str(tmp_path)) as opened:
         assert len(opened) == 10
@@ -44,7 +47,7 @@ def test_read_is_numpy_indexing(tmp_path: Path, plan: Plan, write: Write, dtype:
             shared, own = random.integers(0, 5, k), random.integers(0, 5, (batch, k))
             for columns, expected in ((shared, data[rows][:, shared]), (own, data[rows[:, None], own])):
                 result = opened.read(rows, columns)
-                assert (result.dtype, result.shape) == (np.dtype(dtype), (batch, k, 2, 3, 4))
+                assert (result.dtype, result.shape) == (np.dtype(given), (batch, k, 2, 3, 4))
                 assert result.tobytes() == expected.tobytes()
         assert opened.read([3], [[1, 2]]).tobytes() == data[3, 1:3].tobytes()
         assert opened.read([3, 9, 3], [4, 0]).flags.writeable
@@ -442,7 +445,7 @@ from hkdpipe.manifests import archive
 from hkdpipe.manifests.plan import Plan
 root, call, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 plan = Plan.from_json(json.loads(sys.argv[4]), root)
-data = np.frombuffer(bytes.fromhex(sys.argv[5]), plan.dtype).reshape(plan.count, *plan.states_shape)
+data = np.frombuffer(bytes.fromhex(sys.argv[5]), plan.stored_dtype).reshape(plan.count, *plan.states_shape)
 real, calls = getattr(os, call), 0
 def dying(*args):
     global calls

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hkdpipe.manifests import archive, webdataset_form, zarr_form
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.state_type import STATE_TYPES, decode
 
 Write = Callable[[Path, Plan], NDArray[Any]]
 # Of seed 7 and classes 0, 7, 3; they are in every archive of this kind, and may never change.
@@ -56,7 +57,7 @@ def test_plain_readers_see_the_labels(tmp_path: Path, plan: Plan, grown: Plan, w
         assert read_labels_plainly(tmp_path, now) == [LABELS[i] for i in range(now.count)]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", STATE_TYPES)
 @pytest.mark.parametrize("count", [1, 8, 9, 10])
 def test_plain_readers_and_read_agree(
     tmp_path: Path, plan: Plan, write: Write, dtype: str, count: int
@@ -68,7 +69,7 @@ def test_plain_readers_and_read_agree(
     assert plain.shape == data.shape
     assert plain.tobytes() == data.tobytes()
     with archive.open_archive(tmp_path) as opened:
-        assert opened.read(range(count), range(5)).tobytes() == data.tobytes()
+        assert opened.read(range(count), range(5)).tobytes() == decode(data, dtype).tobytes()
 
 
 def test_plain_readers_after_growth(tmp_path: Path, plan: Plan, grown: Plan, write: Write) -> None:

@@ -74,7 +74,7 @@ def test_identity_is_all_but_the_count_and_the_teachers_path(plan: Plan) -> None
         ("shape", [1, 2]),
         ("shape", [0, 2, 2]),
         ("shape", 7),
-        ("dtype", "bfloat16"),
+        ("dtype", "float8"),
         ("sigmas", [1.0]),
         ("sigmas", [1.0, 0.5]),
         ("sigmas", [1.0, 1.0, 0.0]),

@@ -133,6 +133,18 @@ def test_metadata_and_labels_of_zarr_are_checked(tmp_path: Path, teacher: Path) 
         assert content(root) == before
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_types_of_states_are_checked_as_deeply(tmp_path: Path, teacher: Path, dtype: str) -> None:
+    root = tmp_path / "archive"
+    settings = dataclasses.replace(SETTINGS, dtype=dtype)
+    generate(str(teacher), root, settings, device=CPU, reporter=Silent(), stop=lambda: False)
+    assert run(root, "deep").data["state"] == "good"
+    with archive.open_archive(root) as opened:
+        states = opened.read(range(11), range(4))
+    assert states.dtype == np.float32
+    assert np.abs(states[:, 0] / 80).max() > 1
+
+
 def test_fast_looks_at_sizes_alone(made: Path) -> None:
     flip(shard(made, 1))
     assert run(made, "fast").data["state"] == "good"

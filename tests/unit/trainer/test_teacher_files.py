@@ -130,3 +130,53 @@ def test_wrong_configuration(folder: Path, config: Any, message: str) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(config))
     assert refusal(folder).startswith(f"{path}: {message}")
+
+
+def test_snapshot_state_dict_and_folder_are_the_same_teacher(fixtures: Path, tmp_path: Path) -> None:
+    snapshot = load_teacher(fixtures / "ncsnpp-cond-fp16.pkl")
+    torch.save(snapshot.network.state_dict(), tmp_path / "state.pt")
+    save_teacher(tmp_path / "folder", snapshot.network, {}, torch.float32)
+    x, labels = torch.randn(2, 3, 16, 16), torch.eye(10)[:2]
+    for path in (tmp_path / "state.pt", tmp_path / "folder"):
+        teacher = load_teacher(path)
+        assert teacher.sha256 == snapshot.sha256
+        assert torch.equal(teacher(x, 0.7, labels), snapshot(x, 0.7, labels))
+    changed = load_teacher(tmp_path / "folder")
+    changed.network.state_dict()["model.map_layer0.bias"][0] += 1
+    assert changed.sha256 != snapshot.sha256
+
+
+def test_state_dict_that_runs_code_is_not_run(tmp_path: Path, hostile: tuple[object, Path]) -> None:
+    thing, proof = hostile
+    path = tmp_path / "state.pt"
+    torch.save({"weight": thing}, path)
+    assert refusal(path).startswith(f"{path}: not a state dict (")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "not a state dict: accepted: a dictionary of tensors by their names"),
+        ({"a": 1}, "not a state dict: accepted: a dictionary of tensors by their names"),
+        ({"a": torch.zeros(1)}, "not a network that hkdpipe knows: no tensor 'model.enc.RxR_block0"),
+    ],
+)
+def test_file_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "state.pt"
+    torch.save(content, path)
+    assert refusal(path).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pkl"])
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04"])
+def test_file_of_nonsense(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"{path}: not ")
+
+
+def test_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.touch()
+    assert refusal(path).startswith(f"{path}: not a teacher; accepted: 'digits', a folder with config.json")

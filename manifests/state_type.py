@@ -1,0 +1,36 @@
+"""How the numbers of a state are stored: as float16, float32, or bfloat16, of which numpy sees the bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STATE_TYPES = ("float16", "float32", "bfloat16")
+BFLOAT16_NAN = 0x7FC0
+
+
+def stored_dtype(name: str) -> np.dtype[Any]:
+    """numpy's type of the numbers in a file; uint16, the upper half of a float32, for bfloat16."""
+    return np.dtype(np.uint16 if name == "bfloat16" else name)
+
+
+def encode(values: NDArray[np.floating], name: str) -> NDArray[Any]:
+    """Numbers as they are stored, each rounded to the nearest, to even in a tie.
+
+    To bfloat16 by way of float32.
+    """
+    if name != "bfloat16":
+        return values.astype(name)
+    single = values.astype(np.float32)
+    bits = single.view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(single), BFLOAT16_NAN, rounded).astype(np.uint16)
+
+
+def decode(stored: NDArray[Any], name: str) -> NDArray[Any]:
+    """Stored numbers as numpy's own: float32 for bfloat16, else as they are."""
+    if name != "bfloat16":
+        return stored
+    return (stored.astype(np.uint32) << 16).view(np.float32)
