@@ -68,7 +68,7 @@ def read_snapshot(path: Path) -> Snapshot:
 def _one_line(words: str) -> str:
     """The words may quote what the file says, of any length and with any characters."""
     printable = ascii(words)[1:-1]
-    return printable if len(printable) <= 240 else f"{printable[:160]}...{printable[-70:]}"
+    return printable if len(printable) < 240 else f"{printable[:160]}...{printable[-70:]}"
 
 
 def _read(stream: BufferedIOBase, size: int) -> Snapshot:
@@ -175,7 +175,7 @@ class _Network:
                     self.add(value, full, depth + 1)
                 elif full in self.tensors:
                     raise Refused(f"'{full}' is a parameter and a buffer")
-                elif kind == "_parameters" or key not in transient:
+                elif key not in transient:
                     # What torch takes for a tensor beside its values.
                     self.allowance.spend(10)
                     self.tensors[full] = value
@@ -213,8 +213,6 @@ class _Network:
     def read_tensors(self, size: int) -> dict[str, Tensor]:
         """The values of all tensors, from a file of `size` bytes. A tensor of two names stays one."""
         room = Allowance(size, "its tensors take more memory than the file")
-        read: dict[int, Tensor] = {}
-        for tensor in self.tensors.values():
-            if id(tensor) not in read:
-                read[id(tensor)] = tensor.read(room)
+        once = {id(tensor): tensor for tensor in self.tensors.values()}
+        read = {key: tensor.read(room) for key, tensor in once.items()}
         return {name: read[id(tensor)] for name, tensor in self.tensors.items()}

@@ -146,8 +146,6 @@ class _Machine:
             if operation is None:
                 raise self.unread(code)
             operation(self)
-        if self.below:
-            raise IndexError
         return self.stack.pop()
 
     def unread(self, code: bytes) -> Refused:

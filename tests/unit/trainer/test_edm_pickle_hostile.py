@@ -31,6 +31,7 @@ def refusal(path: Path) -> str:
     begin, cause = str(raised.value).split(": not an EDM snapshot: ")
     assert begin == str(path)
     assert cause.isprintable()
+    assert len(cause) < 240
     return cause
 
 
@@ -147,6 +148,7 @@ def test_code_is_not_run(tmp_path: Path, name: str) -> None:
 
 
 ORDERED = b"ccollections\nOrderedDict\n"
+DOUBLE = called(named("numpy", "dtype"), text("f8"), b"\x89", b"\x88") + b"K\x03" + text("<") + b"\x86b"
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,10 @@ ORDERED = b"ccollections\nOrderedDict\n"
         (b"NNa", "it fills what is no list at byte"),
         (b"NNNs", "it fills what is no dict at byte"),
         (b")(Ne", "it fills what is no list at byte"),
+        (
+            called(named("numpy.core.multiarray", "scalar"), DOUBLE, blob(bytes(7))),
+            "it holds a numpy scalar that",
+        ),
         (stored(b"\x80\x02N."), "in a storage: it is no pickle of protocol"),
         (stored(b"\x80\x02ctorch\nFloatStorage\n)R."), "in a storage: it calls what cannot be called"),
         (stored(b"\x80\x02ctorch\nFloatStorage\n}b."), "in a storage: it sets the state of what has none"),
@@ -256,6 +262,7 @@ def storage(
         ({"view": b")"}, "it holds a storage that is not laid out as torch does"),
         ({"count": 5}, "it holds a storage of 5 values that has 24 bytes of torch.float32"),
         ({"counted": 5}, "it holds a storage of 6 values that has 24 bytes of torch.float32"),
+        ({"values": 28}, "it holds a storage of 6 values that has 28 bytes of torch.float32"),
         ({"values": 23}, "it holds a storage of 6 values that has 23 bytes of torch.float32"),
         ({"count": -6}, "it holds a storage of -6 values that has 24 bytes of torch.float32"),
         ({"count": 2**2000}, "it holds a storage of 1148"),
@@ -398,6 +405,15 @@ def wide_text() -> bytes:
     return top(called(named("_codecs", "encode"), text("x" * 60 * MEGABYTE + "\U0001f600"), text("latin1")))
 
 
+def tensors_of_one_value() -> bytes:
+    """Each takes ten times the memory of what describes it here."""
+    rebuild = named("torch._utils", "_rebuild_tensor_v2") + b"\x94"
+    layout = b"(" + storage() + b"K\x00))\x89}t\x94"
+    tensors = b"".join(text(f"{index:x}") + kept(0) + kept(1) + b"R" for index in range(60_000))
+    first = text("first") + list_of(rebuild, layout)
+    return b"\x80\x04}(" + first + text("ema") + network(text("_buffers"), b"}(" + tensors + b"u") + b"u."
+
+
 MANY = "it holds more objects than any EDM snapshot"
 DEEP = "attribute 'a' is nested more than 16 deep"
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -441,6 +457,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         one_storage_in_many_tensors,
         "its tensors take more memory than the file",
     ),
+    "tensors of one value": (tensors_of_one_value, MANY),
     "one text in many strings": (one_text_in_many_strings, "its texts decode to more than the file"),
     "wide text": (wide_text, "it holds a text for bytes that has no Latin-1 code"),
 }
