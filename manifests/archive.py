@@ -73,7 +73,8 @@ def begin(root: Path, plan: Plan) -> None:
     manifest = root / "manifest.json"
     if manifest.exists() and missing_shards(root, plan):
         _unlink(manifest)
-    if plan != previous:
+    # What is merely said of the teacher stays as it was first said.
+    if previous is None or plan.count > previous.count:
         write_json(path, plan.to_json())
     for name, data in metadata(plan).items():
         if not (root / name).is_file() or (root / name).read_bytes() != data:

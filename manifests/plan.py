@@ -21,7 +21,8 @@ from hkdpipe.manifests.state_type import STATE_TYPES, stored_dtype
 FORMAT_VERSION = 1
 _SCHEDULE_KEYS = ("sigma_min", "sigma_max", "rho")
 _SAMPLER_KEYS = ("steps", *_SCHEDULE_KEYS, "solver")
-_TEACHER_KEYS = ("sha256", "architecture", "source", "licence", "dataset")
+_TEACHER_FACTS = ("source", "licence", "dataset")
+_TEACHER_KEYS = ("sha256", "architecture", *_TEACHER_FACTS)
 _LABELS_KEYS = ("file", "bytes", "sha256")
 _LEFT_OUT_IF_EMPTY = ("classes", "labels")  # archives without classes know nothing of them
 _Record = TypeVar("_Record", "Plan", "ShardRecord")
@@ -117,14 +118,18 @@ class Plan:
         return k * self.shard_size, min((k + 1) * self.shard_size, self.count)
 
     def identity(self) -> str:
-        """Digest of all that decides a trajectory and its place: all but the count, which may grow, and the
-        path of the teacher's file."""
+        """Digest of all that decides a trajectory and its place.
+
+        So of all but the count, which may grow, and what is merely said of the teacher.
+        """
         return digest(self.identity_values())
 
     def identity_values(self) -> dict[str, Any]:
         """What `identity` is the digest of."""
         values = self.to_json()
-        del values["count"], values["teacher"]["source"]
+        del values["count"]
+        for name in _TEACHER_FACTS:
+            del values["teacher"][name]
         return values
 
     def to_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,12 +62,17 @@ def generate(
             check_storage(out, plan, archive.missing_shards(out, plan), reporter)
             claims.remove_leftovers()
             archive.begin(out, plan)
-        made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop)
+            missing = archive.missing_shards(out, plan)
+        made: list[int] = []
+        if missing:
+            made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop)
         with claims.waiting(WHOLE):
             missing = archive.missing_shards(out, plan)
             # Another worker may have been told to make more, or have finished.
-            if not missing and archive.planned(out) == plan and not (out / "manifest.json").is_file():
-                archive.finish(out, plan)
+            planned = archive.planned(out)
+            whole = not missing and planned.count == plan.count
+            if whole and not (out / "manifest.json").is_file():
+                archive.finish(out, planned)
     generated = sum(np.subtract(*plan.shard_range(k)[::-1]) for k in made)
     seconds = time.monotonic() - started
     stored = plan.count * plan.trajectory_bytes
@@ -82,7 +88,9 @@ def generate(
         )
     if missing:
         rows.append(("left to other workers", f"{len(missing)} shards"))
-    following = f"hkdpipe train --archive {out} --out TRAINING"
+    following = shlex.join(
+        ["hkdpipe", "train", "--archive", str(out), "--teacher", teacher, "--out", "TRAINING"]
+    )
     return Summary(
         title="generate-trajectories",
         rows=tuple(rows),

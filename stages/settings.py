@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.settings import MAX_SEED, setting
-from hkdpipe.manifests.state_type import STATE_TYPES
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class GenerationSettings:
     dtype: str = setting(
         "float16",
         "type of the stored states; bfloat16 is no smaller than float16 and less exact",
-        choices=STATE_TYPES,
+        choices=("float16", "float32", "bfloat16"),
     )
     batch_size: int = setting(256, "images in a network call; cut from a shard at fixed offsets", minimum=1)
 

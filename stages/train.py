@@ -78,7 +78,8 @@ def train(
         ),
         files=(checkpoint, out / "metrics.csv"),
         next_commands=(
-            f"hkdpipe evaluate --checkpoint {out / 'checkpoints'} --archive {archive} --out EVALUATION",
+            f"hkdpipe evaluate --checkpoint {out / 'checkpoints'} --archive {archive} --teacher {teacher} "
+            "--out EVALUATION",
         ),
         data={"checkpoint": str(checkpoint), "seen": state.seen, "steps": state.step},
         did_nothing=did_nothing,

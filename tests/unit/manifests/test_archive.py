@@ -112,8 +112,6 @@ def test_begin_twice_and_another_plan(tmp_path: Path, plan: Plan, write: Write) 
     ]:
         with pytest.raises(UsageError, match=message):
             archive.begin(tmp_path, dataclasses.replace(plan, **change))
-    archive.begin(tmp_path, dataclasses.replace(plan, teacher=plan.teacher | {"source": "/new"}))
-    assert json.loads((tmp_path / "plan.json").read_text())["teacher"]["source"] == "/new"
     assert archive.missing_shards(tmp_path, plan) == []
 
 
@@ -405,7 +403,7 @@ def generate(root: Path, plan: Plan, data: NDArray[Any]) -> None:
     for k in archive.missing_shards(root, plan):
         start, stop = plan.shard_range(k)
         archive.write_shard(root, plan, k, data[start:stop], {})
-    archive.finish(root, plan)
+    archive.finish(root, archive.planned(root))
 
 
 def generate_failing(
@@ -530,3 +528,14 @@ def test_an_archive_in_the_making_tells_its_rate(tmp_path: Path, plan: Plan, val
     archive.finish(tmp_path, plan)
     found = archive.describe(tmp_path)
     assert (found["state"], found["shards_claimed"], found["per_second"]) == ("complete", 0, 0)
+
+
+def test_what_is_said_of_the_teacher_stays(tmp_path: Path, plan: Plan, grown: Plan, values: Values) -> None:
+    """It decides nothing, so others may go on who say it differently; a grown archive says it anew."""
+    generate(tmp_path, plan, values(plan))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = {**plan.teacher, "licence": "other", "source": "elsewhere"}
+    generate(tmp_path, dataclasses.replace(plan, teacher=other), values(plan))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    generate(tmp_path, dataclasses.replace(grown, teacher=other), values(grown))
+    assert archive.read_manifest(tmp_path)[0].teacher["licence"] == "other"

@@ -39,6 +39,7 @@ def test_identity_is_all_but_the_count_and_the_teachers_path(plan: Plan) -> None
         return dataclasses.replace(plan, teacher=plan.teacher | changes)
 
     same = [dataclasses.replace(plan, count=99), teacher(source="/else/where")]
+    same += [teacher(licence="other"), teacher(dataset="other")]
     same += [dataclasses.replace(plan, sampler=plan.sampler | {"rho": 7, "sigma_max": 80.0})]
     same += [dataclasses.replace(plan, sigmas=tuple(np.array(plan.sigmas)), shape=[2, 3, 4])]  # type: ignore[arg-type]
     other = [
@@ -55,7 +56,7 @@ def test_identity_is_all_but_the_count_and_the_teachers_path(plan: Plan) -> None
             {"sampler": plan.sampler | {"solver": "euler"}},
         )
     ]
-    other += [teacher(sha256="ac" * 32), teacher(licence="other")]
+    other += [teacher(sha256="ac" * 32), teacher(architecture=plan.teacher["architecture"] | {"other": 1})]
     if plan.classes:
         other += [dataclasses.replace(plan, classes=classes) for classes in ((0, 7), (0, 3, 7), (5,))]
     assert {p.identity() for p in same} == {plan.identity()}
