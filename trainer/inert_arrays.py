@@ -176,7 +176,20 @@ def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
     # The second bound alone would let strides repeat a few values without end.
     if offset + _extent(sizes, strides) > storage.count or math.prod(sizes) > storage.count:
         raise Refused(f"it holds a tensor that does not fit into its storage of {storage.count} values")
+    # EDM's tensors fill their storages; of a damaged offset or stride nothing else would tell.
+    if offset or math.prod(sizes) != storage.count or not _dense(sizes, strides):
+        raise Refused(f"it holds a tensor that is not all of its storage of {storage.count} values, once")
     return StoredTensor(storage, offset, sizes, strides)
+
+
+def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the strides are those of a contiguous tensor, with its dimensions in some order."""
+    expected = 1
+    for size, stride in sorted(zip(sizes, strides, strict=True), key=lambda pair: (pair[1], pair[0])):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _extent(sizes: tuple[int, ...], strides: tuple[int, ...]) -> int:

@@ -191,22 +191,27 @@ def test_whole_numbers(read: Read, precond: EDMPrecond, dtype: torch.dtype) -> N
     assert same(read(snapshot(precond)).state_dict, precond.state_dict())
 
 
+def test_transposed_tensors_are_made_contiguous(read: Read, precond: EDMPrecond) -> None:
+    part = torch.randn(4, 5).t()
+    precond.register_buffer("u", part)
+    assert same({"u": read(snapshot(precond)).state_dict["u"]}, {"u": part.clone().contiguous()})
+
+
 @pytest.mark.parametrize(
     "view",
     [
-        pytest.param(lambda base: base.t(), id="transposed"),
         pytest.param(lambda base: base[1:3, 2], id="column"),
-        pytest.param(lambda base: base[:, 1:2], id="one-column"),
-        pytest.param(lambda base: base[3:4].expand(1, 5), id="last-row"),
-        pytest.param(lambda base: base[2, 2], id="scalar"),
+        pytest.param(lambda base: base[3:4], id="last-row"),
+        pytest.param(lambda base: base[:3], id="first-rows"),
+        pytest.param(lambda base: base.as_strided((4, 5), (4, 1)), id="overlapping-rows"),
     ],
 )
-def test_parts_of_a_storage_are_made_contiguous(
-    read: Read, precond: EDMPrecond, view: Callable[[Tensor], Tensor]
+def test_parts_of_a_storage_are_refused(
+    refusal: Refusal, precond: EDMPrecond, view: Callable[[Tensor], Tensor]
 ) -> None:
-    part = view(torch.randn(4, 5))
-    precond.register_buffer("u", part)
-    assert same({"u": read(snapshot(precond)).state_dict["u"]}, {"u": part.clone().contiguous()})
+    """A damaged offset, size or stride makes such a thing, and EDM never does."""
+    precond.register_buffer("u", view(torch.randn(4, 5)))
+    assert "a tensor that is not all of its storage of 20 values, once" in refusal(snapshot(precond))
 
 
 def test_shared_parameter_stays_one(read: Read, precond: EDMPrecond) -> None:

@@ -455,9 +455,9 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "long names": (long_names, MANY),
     "one storage in many tensors": (
         one_storage_in_many_tensors,
-        "its tensors take more memory than the file",
+        "it holds a tensor that is not all of its storage",
     ),
-    "tensors of one value": (tensors_of_one_value, MANY),
+    "tensors of one value": (tensors_of_one_value, "it holds a tensor that is not all of its storage"),
     "one text in many strings": (one_text_in_many_strings, "its texts decode to more than the file"),
     "wide text": (wide_text, "it holds a text for bytes that has no Latin-1 code"),
 }
