@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hkdpipe.manifests import archive
+from hkdpipe.manifests.contents import fits, planned, read_manifest, record_path, wrong_metadata
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.manifests.files import make_folders, read_json, sha256_file, write_atomic, write_json
+from hkdpipe.manifests.files import make_folders, read_json, sha256_file, write_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.writing import write_metadata
 
 
 @dataclass
@@ -43,11 +44,11 @@ def trusted_plan(root: Path) -> Findings:
     manifest: tuple[Plan, list[ShardRecord]] | None = None
     plan: Plan | None = None
     try:
-        manifest = archive.read_manifest(root)
+        manifest = read_manifest(root)
     except InputError as error:
         lines.append(str(error))
     try:
-        plan = Plan.from_json(read_json(root / "plan.json"), root / "plan.json")
+        plan = planned(root)
     except InputError as error:
         lines.append(str(error))
     if manifest is None and plan is None:
@@ -69,7 +70,7 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
     plan, lines = findings.plan, findings.lines
     identity, strangers, from_manifest = plan.identity(), 0, bool(findings.records)
     for k in range(plan.shards):
-        path = archive.record_path(root, k)
+        path = record_path(root, k)
         record: ShardRecord | None = None
         try:
             record = ShardRecord.from_json(read_json(path), path)
@@ -79,7 +80,7 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
                 lines.append(str(error))
         if record is not None and from_manifest and record != findings.records[k]:
             lines.append(f"{path}: not the manifest's record of shard {k}")
-        if record is not None and not from_manifest and archive.fits(plan, identity, k, record):
+        if record is not None and not from_manifest and fits(plan, identity, k, record):
             findings.records[k] = record
         if fault := _fault(root, k, findings, checksums):
             findings.shards[k] = fault
@@ -89,9 +90,7 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
             f"{root / 'plan.json'}: not the plan that {strangers} of the records were made under; "
             "put the right one back, or generate into a new folder"
         )
-    for name, data in archive.metadata(plan).items():
-        if not (root / name).is_file() or (root / name).read_bytes() != data:
-            lines.append(f"{root / name}: missing or changed")
+    lines += [f"{root / name}: missing or changed" for name in wrong_metadata(root, plan)]
     findings.unfinished = findings.unfinished and len(lines) == 1
 
 
@@ -103,14 +102,12 @@ def restore(root: Path, findings: Findings) -> None:
     make_folders(root / "records")
     write_json(root / "plan.json", findings.plan.to_json())
     for k in range(findings.plan.shards):
-        path = archive.record_path(root, k)
+        path = record_path(root, k)
         if k in findings.shards:
             path.unlink(missing_ok=True)
         else:
             write_json(path, findings.records[k].to_json())
-    for name, data in archive.metadata(findings.plan).items():
-        make_folders((root / name).parent)
-        write_atomic(root / name, data)
+    write_metadata(root, findings.plan)
 
 
 def _fault(root: Path, k: int, findings: Findings, checksums: bool) -> str | None:

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import archive, rng
+from hkdpipe.manifests import rng
 from hkdpipe.manifests.claims import Claims
+from hkdpipe.manifests.contents import missing_shards, planned, valid_record
 from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
 from hkdpipe.manifests.files import make_folders
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.state_type import encode
+from hkdpipe.manifests.writing import begin, finish, write_shard
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.storage import check_storage
@@ -59,21 +61,21 @@ def generate(
     with Claims(out) as claims:
         with claims.waiting(WHOLE):
             # Before the plan is written: after a refusal another count or fewer states may be asked for.
-            check_storage(out, plan, archive.missing_shards(out, plan), reporter)
+            check_storage(out, plan, missing_shards(out, plan), reporter)
             claims.remove_leftovers()
-            archive.begin(out, plan)
-            missing = archive.missing_shards(out, plan)
+            begin(out, plan)
+            missing = missing_shards(out, plan)
         made: list[int] = []
         if missing:
             made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop)
         with claims.waiting(WHOLE):
-            missing = archive.missing_shards(out, plan)
+            missing = missing_shards(out, plan)
             # Another worker may have been told to make more, or have finished.
-            planned = archive.planned(out)
-            whole = not missing and planned.count == plan.count
+            last = planned(out)
+            whole = not missing and last.count == plan.count
             if whole and not (out / "manifest.json").is_file():
-                archive.finish(out, planned)
-    generated = sum(np.subtract(*plan.shard_range(k)[::-1]) for k in made)
+                finish(out, last)
+    generated = _trajectories(plan, made)
     seconds = time.monotonic() - started
     stored = plan.count * plan.trajectory_bytes
     channels, height, width = plan.shape
@@ -100,7 +102,7 @@ def generate(
             "archive": str(out),
             "trajectories": plan.count,
             "shards": plan.shards,
-            "generated": int(generated),
+            "generated": generated,
             "missing": len(missing),
         },
         did_nothing=not made and not missing,
@@ -228,12 +230,12 @@ def make_shards(
     """
     made: list[int] = []
     how = fingerprint(plan, device)
-    done = plan.count - _trajectories(plan, archive.missing_shards(out, plan))
+    done = plan.count - _trajectories(plan, missing_shards(out, plan))
     writing: Future[None] | None = None
 
     def write(k: int, states: NDArray[Any]) -> None:
         try:
-            archive.write_shard(out, plan, k, states, how, lambda: claims.holds(claim_of(k)))
+            write_shard(out, plan, k, states, how, lambda: claims.holds(claim_of(k)))
             made.append(k)
         except InUseError as error:
             reporter.line(str(error))
@@ -246,10 +248,10 @@ def make_shards(
     ):
         while True:
             before = len(made)
-            for k in worker.order(archive.missing_shards(out, plan)):
+            for k in worker.order(missing_shards(out, plan)):
                 if not claims.take(claim_of(k)):
                     continue
-                if archive.valid_record(out, plan, k):
+                if valid_record(out, plan, k):
                     # Made by another worker since the list was.
                     claims.release(claim_of(k))
                     continue
@@ -267,7 +269,7 @@ def make_shards(
                     writing.result()
                 writing = writer.submit(write, k, states)
                 # What other workers have made counts as well.
-                left = _trajectories(plan, archive.missing_shards(out, plan))
+                left = _trajectories(plan, missing_shards(out, plan))
                 done = max(done + filled, plan.count - left)
                 if stop():
                     raise Interrupted(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hkdpipe.manifests.archive import describe
+from hkdpipe.manifests.contents import describe
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import read_json
 from hkdpipe.manifests.settings import digest, of_kind

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import archive, rng
+from hkdpipe.manifests import rng
+from hkdpipe.manifests.archive import read_shard
 from hkdpipe.manifests.claims import Claims
+from hkdpipe.manifests.contents import valid_record
 from hkdpipe.manifests.errors import Interrupted, UsageError
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.state_type import decode, encode
 from hkdpipe.manifests.verify import Findings, check_shards, restore, trusted_plan
-from hkdpipe.stages.generate import WHOLE, fingerprint, make_shards, sample_batch
+from hkdpipe.manifests.writing import finish
+from hkdpipe.stages.generate import WHOLE, batches, fingerprint, make_shards, sample_batch
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.worker import ALONE
 from hkdpipe.trainer.teacher import Teacher, load_teacher
@@ -53,7 +56,7 @@ def verify(
         _check_by_computing(root, findings, loaded, device, reporter, stop)
     if findings.unfinished and not findings.shards:
         # Whoever wrote the last shard was stopped before it could do this.
-        archive.finish(root, findings.plan)
+        finish(root, findings.plan)
         findings.lines.clear()
         reporter.line(f"{root}: manifest.json was missing, and was put together from the records")
     found = findings.all_lines()
@@ -124,7 +127,7 @@ def _state_fault(root: Path, findings: Findings, k: int) -> str | None:
     step = max(1, READ_BYTES // plan.trajectory_bytes)
     for first in range(start, end, step):
         indices = range(first, min(first + step, end))
-        states = archive.read_shard(root, plan, record, indices)
+        states = read_shard(root, plan, record, indices)
         finite = np.isfinite(decode(states, plan.dtype)).reshape(len(indices), -1).all(axis=1)
         noise = rng.unit_noise(plan.seed, "archive", indices, plan.shape).astype(np.float64)
         starts = encode(noise * plan.sigmas[0], plan.dtype)
@@ -155,13 +158,13 @@ def _check_by_computing(
             if stop():
                 raise Interrupted("stopped; nothing was changed")
             k = secrets.choice(shards)
-            start, end = plan.shard_range(k)
-            batch = secrets.randbelow(-(-(end - start) // plan.batch_size))
+            start, _ = plan.shard_range(k)
+            batch = secrets.randbelow(batches(plan, k))
             made = sample_batch(teacher, plan, k, batch, device)
             first = start + batch * plan.batch_size
             indices = range(first, first + len(made))
             record = findings.records[k]
-            stored = archive.read_shard(root, plan, record, indices)
+            stored = read_shard(root, plan, record, indices)
             if record.fingerprint == here:
                 same = made.tobytes() == stored.tobytes()
             else:
@@ -199,10 +202,10 @@ def _repair(
     if teacher is not None and shards:
         make_shards(teacher, root, plan, ALONE, claims, device, reporter, stop)
     with claims.waiting(WHOLE):
-        archive.finish(root, plan)
+        finish(root, plan)
     notes = []
     for k in shards:
-        record = archive.valid_record(root, plan, k)
+        record = valid_record(root, plan, k)
         before = findings.records.get(k)
         if before is not None and record is not None and record.sha256 != before.sha256:
             same = "on the same" if record.fingerprint == before.fingerprint else "on another"

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.manifests.files import atomic_folder, read_json, remove_temporaries, sha256_file, write_json
+from hkdpipe.manifests.files import atomic_folder, read_json, sha256_file, write_json
 from hkdpipe.trainer.teacher import read_weights
 
 FILES = ("weights.safetensors", "ema.safetensors", "optimizer.pt")
@@ -107,12 +107,6 @@ def restore(path: Path, state: TrainingState[Any], saved: dict[str, Any]) -> Non
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path / 'optimizer.pt'}: not the optimiser's state ({reason})") from None
     state.step, state.seen = saved["step"], saved["seen"]
-
-
-def prepare_folder(folder: Path) -> None:
-    """Clear what killed writers left."""
-    if folder.is_dir():
-        remove_temporaries(folder)
 
 
 def _pickled(values: Any) -> bytes:

@@ -50,9 +50,7 @@ def architecture_of_state_dict(state: Mapping[str, Tensor], **known: Any) -> Arc
         dhariwal = "model.out_conv.weight" in state
         width = noise_channels if dhariwal else first.shape[0]
         outs = [state[f"model.enc.{r}x{r}_block0.conv1.weight"].shape[0] for r in sorted(blocks)[::-1]]
-        filters = {value.shape[-1] for name, value in state.items() if name.endswith(".resample_filter")} or {
-            2
-        }
+        filters = [value.shape[-1] for name, value in state.items() if name.endswith(".resample_filter")]
         values: dict[str, Any] = {
             "img_resolution": res,
             "img_channels": first.shape[1],
@@ -65,11 +63,12 @@ def architecture_of_state_dict(state: Mapping[str, Tensor], **known: Any) -> Arc
             "attn_resolutions": tuple(sorted(attention, reverse=True)),
             "embedding_type": "fourier" if "model.map_noise.freqs" in state else "positional",
             "encoder_type": "residual" if any("_aux_residual" in name for name in state) else "standard",
-            "resample_filter": _FILTERS[filters.pop()],
+            "resample_filter": _FILTERS[filters[0] if filters else 2],
         }
         for key, name in (("label_dim", "map_label"), ("augment_dim", "map_augment")):
-            if weight := [state[f"model.{name}.weight"]] if f"model.{name}.weight" in state else []:
-                values[key] = weight[0].shape[1]
+            weight = state.get(f"model.{name}.weight")
+            if weight is not None:
+                values[key] = weight.shape[1]
     except KeyError as error:
         raise ValueError(f"no tensor {error}: not a network of EDM's") from None
     if "u" in state:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hkdpipe.manifests.errors import HkdpipeError, Interrupted, UsageError
+from hkdpipe.manifests.files import remove_temporaries
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.trainer.checkpoint import (
     Model,
     TrainingState,
     newest_checkpoint,
-    prepare_folder,
     restore,
     save_checkpoint,
 )
@@ -105,7 +105,7 @@ def fit(
     Raises Interrupted after a checkpoint when asked to stop, HkdpipeError when the loss is not finite.
     """
     if world.first:
-        prepare_folder(folder)
+        remove_temporaries(folder)
     module: nn.Module = state.model.train()
     if world.size > 1:
         module = DistributedDataParallel(state.model)

@@ -15,7 +15,7 @@ from commands import Running, hkdpipe, started, succeeded
 from test_killed_at_random import content, different
 from tiny import GENERATION, WORK, Inputs, settings
 
-from hkdpipe.manifests import archive
+from hkdpipe.manifests import contents
 from hkdpipe.stages.generate import generate
 from hkdpipe.stages.settings import GenerationSettings
 
@@ -53,7 +53,7 @@ def campaign(
                 running[victim].process.send_signal(signal.SIGKILL)
                 running[victim].end()
                 kills -= 1
-                yield f"{len(archive.missing_shards(out, archive.planned(out)))} missing"
+                yield f"{len(contents.missing_shards(out, contents.planned(out)))} missing"
                 running[victim] = start()
         for each in running:
             succeeded(each.end())

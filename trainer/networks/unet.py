@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ CHANNELS_PER_HEAD = 64  # of ADM's attention
 class UNet(nn.Module):
     """What both families share: encoder and decoder are dictionaries of layers, named as in EDM.
 
-    `block(cin, cout, attention=..., up=..., down=...)` makes a block; `attend_last` says whether attention in
-    the decoder stands in the last block of a level alone.
+    `first` is the width of the first layer, `heads(channels)` the number of heads where there is attention;
+    `attend_last` says whether attention in the decoder stands in the last block of a level alone; `settings`
+    are those of every block.
     """
 
     map_layer0: Linear
@@ -30,10 +31,31 @@ class UNet(nn.Module):
     map_augment: Linear | None
 
     def __init__(
-        self, arch: Architecture, first: int, block: Callable[..., UNetBlock], attend_last: bool
+        self,
+        arch: Architecture,
+        first: int,
+        heads: Callable[[int], int],
+        attend_last: bool,
+        **settings: Any,
     ) -> None:
         super().__init__()
         self.label_dim, self.augment_dim = arch.label_dim, arch.augment_dim
+        self.emb_channels = arch.model_channels * arch.channel_mult_emb
+
+        def block(
+            cin: int, cout: int, attention: bool = False, up: bool = False, down: bool = False
+        ) -> UNetBlock:
+            return UNetBlock(
+                cin,
+                cout,
+                emb_channels=self.emb_channels,
+                num_heads=heads(cout) if attention else 0,
+                dropout=arch.dropout,
+                up=up,
+                down=down,
+                **settings,
+            )
+
         self.enc = nn.ModuleDict()
         channels, seen = first, arch.img_channels
         skips = []
@@ -147,35 +169,24 @@ class SongUNet(UNet):
     """The U-Net of DDPM++ and NCSN++."""
 
     def __init__(self, arch: Architecture, out_channels: int) -> None:
-        width = arch.model_channels
-        emb_channels = width * arch.channel_mult_emb
-
-        def block(
-            cin: int, cout: int, attention: bool = False, up: bool = False, down: bool = False
-        ) -> UNetBlock:
-            return UNetBlock(
-                cin,
-                cout,
-                emb_channels=emb_channels,
-                num_heads=int(attention),
-                dropout=arch.dropout,
-                skip_scale=math.sqrt(0.5),
-                eps=1e-6,
-                adaptive_scale=False,
-                resample_filter=arch.resample_filter,
-                resample_projection=True,
-                up=up,
-                down=down,
-            )
-
-        super().__init__(arch, width, block, attend_last=True)
-        noise_channels = width * arch.channel_mult_noise
+        super().__init__(
+            arch,
+            first=arch.model_channels,
+            heads=lambda channels: 1,
+            attend_last=True,
+            skip_scale=math.sqrt(0.5),
+            eps=1e-6,
+            adaptive_scale=False,
+            resample_filter=arch.resample_filter,
+            resample_projection=True,
+        )
+        noise_channels = arch.model_channels * arch.channel_mult_noise
         self.waves = noise_channels // 2
         self.map_noise = FourierEmbedding(self.waves) if arch.embedding_type == "fourier" else None
         self.map_label = Linear(arch.label_dim, noise_channels) if arch.label_dim else None
         self.map_augment = Linear(arch.augment_dim, noise_channels, bias=False) if arch.augment_dim else None
-        self.map_layer0 = Linear(noise_channels, emb_channels)
-        self.map_layer1 = Linear(emb_channels, emb_channels)
+        self.map_layer0 = Linear(noise_channels, self.emb_channels)
+        self.map_layer1 = Linear(self.emb_channels, self.emb_channels)
         res = arch.img_resolution
         self.dec[f"{res}x{res}_aux_norm"] = GroupNorm(self.last_channels, 1e-6)
         self.dec[f"{res}x{res}_aux_conv"] = Conv2d(self.last_channels, out_channels, 3, init_scale=1e-5)
@@ -205,27 +216,17 @@ class DhariwalUNet(UNet):
 
     def __init__(self, arch: Architecture, out_channels: int) -> None:
         width = arch.model_channels
-        emb_channels = width * arch.channel_mult_emb
-
-        def block(
-            cin: int, cout: int, attention: bool = False, up: bool = False, down: bool = False
-        ) -> UNetBlock:
-            return UNetBlock(
-                cin,
-                cout,
-                emb_channels=emb_channels,
-                num_heads=cout // CHANNELS_PER_HEAD if attention else 0,
-                dropout=arch.dropout,
-                up=up,
-                down=down,
-            )
-
-        super().__init__(arch, width * arch.channel_mult[0], block, attend_last=False)
+        super().__init__(
+            arch,
+            first=width * arch.channel_mult[0],
+            heads=lambda channels: channels // CHANNELS_PER_HEAD,
+            attend_last=False,
+        )
         self.waves = width // 2
         self.map_augment = Linear(arch.augment_dim, width, bias=False) if arch.augment_dim else None
-        self.map_layer0 = Linear(width, emb_channels)
-        self.map_layer1 = Linear(emb_channels, emb_channels)
-        self.map_label = Linear(arch.label_dim, emb_channels, bias=False) if arch.label_dim else None
+        self.map_layer0 = Linear(width, self.emb_channels)
+        self.map_layer1 = Linear(self.emb_channels, self.emb_channels)
+        self.map_label = Linear(arch.label_dim, self.emb_channels, bias=False) if arch.label_dim else None
         self.out_norm = GroupNorm(self.last_channels, 1e-5)
         self.out_conv = Conv2d(self.last_channels, out_channels, 3, init_scale=1e-5)
 

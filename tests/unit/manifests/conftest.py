@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import archive
+from hkdpipe.manifests import contents, writing
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.state_type import encode
 
@@ -63,11 +63,11 @@ def write(values: Callable[[Plan], NDArray[Any]]) -> Callable[[Path, Plan], NDAr
 
     def fill(root: Path, plan: Plan) -> NDArray[Any]:
         data = values(plan)
-        archive.begin(root, plan)
-        for k in archive.missing_shards(root, plan):
+        writing.begin(root, plan)
+        for k in contents.missing_shards(root, plan):
             start, stop = plan.shard_range(k)
-            archive.write_shard(root, plan, k, data[start:stop], {"device": "cpu"})
-        archive.finish(root, plan)
+            writing.write_shard(root, plan, k, data[start:stop], {"device": "cpu"})
+        writing.finish(root, plan)
         return data
 
     return fill

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import archive
+from hkdpipe.manifests import archive, contents, writing
 from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.errors import HkdpipeError, InputError, InUseError, UsageError
 from hkdpipe.manifests.files import sha256_file
@@ -99,7 +99,7 @@ def test_numbers_out_of_range(tmp_path: Path, plan: Plan, write: Write) -> None:
 def test_begin_twice_and_another_plan(tmp_path: Path, plan: Plan, write: Write) -> None:
     write(tmp_path, plan)
     manifest = (tmp_path / "manifest.json").read_bytes()
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
     assert (tmp_path / "manifest.json").read_bytes() == manifest
     for change, message in [
         ({"seed": 8}, "seed: this archive has 7, now 8"),
@@ -111,8 +111,8 @@ def test_begin_twice_and_another_plan(tmp_path: Path, plan: Plan, write: Write) 
         ({"count": 9}, "count: this archive has 10, now 9; it may only grow"),
     ]:
         with pytest.raises(UsageError, match=message):
-            archive.begin(tmp_path, dataclasses.replace(plan, **change))
-    assert archive.missing_shards(tmp_path, plan) == []
+            writing.begin(tmp_path, dataclasses.replace(plan, **change))
+    assert contents.missing_shards(tmp_path, plan) == []
 
 
 def test_growth_keeps_whole_shards_and_replaces_the_partial_one(
@@ -121,57 +121,57 @@ def test_growth_keeps_whole_shards_and_replaces_the_partial_one(
     write(tmp_path, plan)
     kept = [tmp_path / shard.file for shard in archive.open_archive(tmp_path).shards[:2]]
     stamps = [path.stat().st_ino for path in kept]
-    archive.begin(tmp_path, grown)
+    writing.begin(tmp_path, grown)
     assert not (tmp_path / "manifest.json").exists()
-    assert archive.missing_shards(tmp_path, grown) == [2, 3]
+    assert contents.missing_shards(tmp_path, grown) == [2, 3]
     data = write(tmp_path, grown)
     assert [path.stat().st_ino for path in kept] == stamps
     opened = archive.open_archive(tmp_path)
     assert len(opened) == 15
     assert opened.read(range(15), range(5)).tobytes() == data.tobytes()
     with pytest.raises(UsageError, match="only grow"):
-        archive.begin(tmp_path, plan)
+        writing.begin(tmp_path, plan)
 
 
 def test_a_shard_of_another_plan_is_missing(tmp_path: Path, plan: Plan, write: Write) -> None:
     write(tmp_path, plan)
-    assert archive.missing_shards(tmp_path, dataclasses.replace(plan, seed=8)) == [0, 1, 2]
+    assert contents.missing_shards(tmp_path, dataclasses.replace(plan, seed=8)) == [0, 1, 2]
 
 
 def test_wrong_states_are_refused(tmp_path: Path, plan: Plan, values: Values) -> None:
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
     data = values(plan)[:4]
     for wrong in (data[:3], data[:, :4], data.astype("f4")):
         with pytest.raises(ValueError, match="shard 0 takes float16"):
-            archive.write_shard(tmp_path, plan, 0, wrong, {})
+            writing.write_shard(tmp_path, plan, 0, wrong, {})
     data[2, 1, 0, 0, 0] = np.inf
     with pytest.raises(HkdpipeError, match="trajectory 2 is not finite"):
-        archive.write_shard(tmp_path, plan, 0, data, {})
-    assert archive.missing_shards(tmp_path, plan) == [0, 1, 2]
+        writing.write_shard(tmp_path, plan, 0, data, {})
+    assert contents.missing_shards(tmp_path, plan) == [0, 1, 2]
 
 
 def test_describe(tmp_path: Path, plan: Plan, grown: Plan, values: Values, write: Write) -> None:
     numbers = ("shards_done", "shards", "trajectories", "count")
 
     def state() -> tuple[Any, ...]:
-        described = archive.describe(tmp_path)
+        described = contents.describe(tmp_path)
         return (described["state"], *(described[name] for name in numbers))
 
     assert state() == ("absent", 0, 0, 0, 0)
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
     assert state() == ("partial", 0, 3, 0, 10)
-    record = archive.write_shard(tmp_path, plan, 2, values(plan)[8:], {"device": "cpu"})
+    record = writing.write_shard(tmp_path, plan, 2, values(plan)[8:], {"device": "cpu"})
     assert state() == ("partial", 1, 3, 2, 10)
-    assert archive.describe(tmp_path)["bytes"] == sum(size for _, size, _ in record.files)
+    assert contents.describe(tmp_path)["bytes"] == sum(size for _, size, _ in record.files)
     with pytest.raises(InputError, match=r"shard 0 .* is missing"):
-        archive.finish(tmp_path, plan)
+        writing.finish(tmp_path, plan)
     with pytest.raises(InputError, match="generate-trajectories"):
         archive.open_archive(tmp_path)
     write(tmp_path, plan)
     assert state() == ("complete", 3, 3, 10, 10)
     (tmp_path / record.file).unlink()
     assert state() == ("partial", 2, 3, 8, 10)
-    archive.begin(tmp_path, grown)
+    writing.begin(tmp_path, grown)
     assert state() == ("partial", 2, 4, 8, 15)
 
 
@@ -181,7 +181,7 @@ def test_a_manifest_and_shards_are_enough_to_read(tmp_path: Path, plan: Plan, wr
     for path in (tmp_path / "records").iterdir():
         path.unlink()
     assert archive.open_archive(tmp_path).read(range(10), range(5)).tobytes() == data.tobytes()
-    assert archive.describe(tmp_path)["state"] == "complete"
+    assert contents.describe(tmp_path)["state"] == "complete"
 
 
 def truncate(path: Path) -> None:
@@ -201,8 +201,8 @@ def test_damaged_size_is_found_on_opening(
     damage(tmp_path / shard.file)
     with pytest.raises(InputError, match=rf"shard 1 \({shard.file}\) is (missing|damaged)"):
         archive.open_archive(tmp_path)
-    assert archive.missing_shards(tmp_path, plan) == [1]
-    archive.begin(tmp_path, plan)
+    assert contents.missing_shards(tmp_path, plan) == [1]
+    writing.begin(tmp_path, plan)
     assert not (tmp_path / "manifest.json").exists()
     data = write(tmp_path, plan)
     assert archive.open_archive(tmp_path).read(range(10), [0]).tobytes() == data[:, :1].tobytes()
@@ -225,12 +225,12 @@ def test_a_shard_without_its_labels_is_missing(
 ) -> None:
     before = labels_file.read_bytes()
     damage(labels_file)
-    assert archive.describe(tmp_path)["state"] == "partial"
+    assert contents.describe(tmp_path)["state"] == "partial"
     with pytest.raises(InputError, match=r"shard 1 \(labels/c/1\) is (missing|damaged)"):
         archive.open_archive(tmp_path)
-    assert archive.missing_shards(tmp_path, plan) == [1]
+    assert contents.missing_shards(tmp_path, plan) == [1]
     write(tmp_path, plan)
-    assert archive.describe(tmp_path)["state"] == "complete"
+    assert contents.describe(tmp_path)["state"] == "complete"
     assert labels_file.read_bytes() == before
 
 
@@ -399,11 +399,11 @@ def test_disk_full_at_every_moment(
 
 
 def generate(root: Path, plan: Plan, data: NDArray[Any]) -> None:
-    archive.begin(root, plan)
-    for k in archive.missing_shards(root, plan):
+    writing.begin(root, plan)
+    for k in contents.missing_shards(root, plan):
         start, stop = plan.shard_range(k)
-        archive.write_shard(root, plan, k, data[start:stop], {})
-    archive.finish(root, archive.planned(root))
+        writing.write_shard(root, plan, k, data[start:stop], {})
+    writing.finish(root, contents.planned(root))
 
 
 def generate_failing(
@@ -429,7 +429,7 @@ def generate_failing(
 
 def check_recorded_shards(root: Path, plan: Plan) -> None:
     """A shard that counts as done has the bytes its record says."""
-    for k in set(range(plan.shards)) - set(archive.missing_shards(root, plan)):
+    for k in set(range(plan.shards)) - set(contents.missing_shards(root, plan)):
         record = json.loads((root / "records" / f"{k:06d}.json").read_text())
         for stored in (record, record.get("labels", record)):
             assert sha256_file(root / stored["file"]) == stored["sha256"]
@@ -439,7 +439,7 @@ KILLED_WRITER = """
 import json, os, sys
 from pathlib import Path
 import numpy as np
-from hkdpipe.manifests import archive
+from hkdpipe.manifests import archive, contents, writing
 from hkdpipe.manifests.plan import Plan
 root, call, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 plan = Plan.from_json(json.loads(sys.argv[4]), root)
@@ -451,11 +451,11 @@ def dying(*args):
     if calls == last: os.kill(os.getpid(), 9)
     return real(*args)
 setattr(os, call, dying)
-archive.begin(root, plan)
-for k in archive.missing_shards(root, plan):
+writing.begin(root, plan)
+for k in contents.missing_shards(root, plan):
     start, stop = plan.shard_range(k)
-    archive.write_shard(root, plan, k, data[start:stop], {})
-archive.finish(root, plan)
+    writing.write_shard(root, plan, k, data[start:stop], {})
+writing.finish(root, plan)
 """
 
 
@@ -467,7 +467,7 @@ def test_killed_writer(tmp_path: Path, plan: Plan, values: Values, call: str, n:
     process = subprocess.run([sys.executable, "-c", KILLED_WRITER, *arguments], check=False)
     assert process.returncode == -9
     check_recorded_shards(tmp_path, plan)
-    assert archive.describe(tmp_path)["state"] == "partial"
+    assert contents.describe(tmp_path)["state"] == "partial"
     leftovers = list(tmp_path.rglob(".*.tmp"))
     assert call == "fsync" or len(leftovers) == 1
     generate(tmp_path, plan, data)
@@ -483,50 +483,50 @@ def test_rewriting_a_shard_removes_its_record_first(
     def failing(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archive, "write_atomic", failing)
+    monkeypatch.setattr(writing, "write_atomic", failing)
     with pytest.raises(OSError, match="No space left"):
-        archive.write_shard(tmp_path, plan, 1, data[4:8], {})
-    assert archive.missing_shards(tmp_path, plan) == [1]
+        writing.write_shard(tmp_path, plan, 1, data[4:8], {})
+    assert contents.missing_shards(tmp_path, plan) == [1]
 
 
 def test_several_writers_of_different_shards(tmp_path: Path, plan: Plan, values: Values) -> None:
     data = values(plan)
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
 
     def work(k: int) -> None:
         start, stop = plan.shard_range(k)
-        archive.write_shard(tmp_path, plan, k, data[start:stop], {})
+        writing.write_shard(tmp_path, plan, k, data[start:stop], {})
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    archive.finish(tmp_path, plan)
+    writing.finish(tmp_path, plan)
     assert archive.open_archive(tmp_path).read(range(10), range(5)).tobytes() == data.tobytes()
 
 
 def test_a_shard_that_was_taken_over_is_not_recorded(tmp_path: Path, plan: Plan, values: Values) -> None:
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
     with pytest.raises(InUseError, match="shard 0 was taken over by another process, and is left to it"):
-        archive.write_shard(tmp_path, plan, 0, values(plan)[:4], {}, lambda: False)
-    assert archive.missing_shards(tmp_path, plan) == [0, 1, 2]
+        writing.write_shard(tmp_path, plan, 0, values(plan)[:4], {}, lambda: False)
+    assert contents.missing_shards(tmp_path, plan) == [0, 1, 2]
 
 
 def test_an_archive_in_the_making_tells_its_rate(tmp_path: Path, plan: Plan, values: Values) -> None:
     """Of all workers together: trajectories after the oldest of the newest records, over the time since."""
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
     for k, when in ((0, 1000.0), (1, 1008.0)):
         start, stop = plan.shard_range(k)
-        archive.write_shard(tmp_path, plan, k, values(plan)[start:stop], {})
-        os.utime(archive.record_path(tmp_path, k), (when, when))
+        writing.write_shard(tmp_path, plan, k, values(plan)[start:stop], {})
+        os.utime(contents.record_path(tmp_path, k), (when, when))
     with Claims(tmp_path) as claims:
         claims.take("000002")
-        found = archive.describe(tmp_path)
+        found = contents.describe(tmp_path)
         assert (found["shards_claimed"], found["per_second"]) == (1, 4 / 8)
-    archive.write_shard(tmp_path, plan, 2, values(plan)[8:], {})
-    archive.finish(tmp_path, plan)
-    found = archive.describe(tmp_path)
+    writing.write_shard(tmp_path, plan, 2, values(plan)[8:], {})
+    writing.finish(tmp_path, plan)
+    found = contents.describe(tmp_path)
     assert (found["state"], found["shards_claimed"], found["per_second"]) == ("complete", 0, 0)
 
 
@@ -538,4 +538,4 @@ def test_what_is_said_of_the_teacher_stays(tmp_path: Path, plan: Plan, grown: Pl
     generate(tmp_path, dataclasses.replace(plan, teacher=other), values(plan))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     generate(tmp_path, dataclasses.replace(grown, teacher=other), values(grown))
-    assert archive.read_manifest(tmp_path)[0].teacher["licence"] == "other"
+    assert contents.read_manifest(tmp_path)[0].teacher["licence"] == "other"

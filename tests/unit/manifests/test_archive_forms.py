@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import archive, webdataset_form, zarr_form
+from hkdpipe.manifests import archive, webdataset_form, writing, zarr_form
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.state_type import STATE_TYPES, decode
 
@@ -105,8 +105,8 @@ def roots(folder: Path) -> tuple[Path, Path]:
 
 def test_zarr_shard_not_written_reads_as_nan(tmp_path: Path, plan: Plan, values: Any) -> None:
     plan = dataclasses.replace(plan, form="zarr")
-    archive.begin(tmp_path, plan)
-    archive.write_shard(tmp_path, plan, 1, values(plan)[4:8], {})
+    writing.begin(tmp_path, plan)
+    writing.write_shard(tmp_path, plan, 1, values(plan)[4:8], {})
     plain = read_plainly(tmp_path, plan)
     assert np.isnan(plain[:4]).all()
     assert np.isnan(plain[8:]).all()
@@ -126,13 +126,13 @@ def test_zarr_notices_a_flipped_bit(tmp_path: Path, plan: Plan, write: Write) ->
 
 def test_beginning_again_writes_nothing(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = dataclasses.replace(plan, form="zarr")
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
     written: list[str] = []
-    monkeypatch.setattr(archive, "write_atomic", lambda path, data: written.append(path.name))
-    archive.begin(tmp_path, plan)
+    monkeypatch.setattr(writing, "write_atomic", lambda path, data: written.append(path.name))
+    writing.begin(tmp_path, plan)
     assert written == []
     (tmp_path / "states/zarr.json").write_bytes(b"torn")
-    archive.begin(tmp_path, plan)
+    writing.begin(tmp_path, plan)
     assert written == ["zarr.json"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hkdpipe.manifests import archive
+from hkdpipe.manifests import writing
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.trainer.sampler import sigma_schedule
 
@@ -45,13 +45,13 @@ def write_shards() -> WriteShards:
     """
 
     def write(root: Path, plan: Plan, shards: int) -> None:
-        archive.begin(root, plan)
+        writing.begin(root, plan)
         for k in range(shards):
             start, stop = plan.shard_range(k)
             values = 10 * np.arange(start, stop)[:, None] + np.arange(len(plan.sigmas))
             states = np.broadcast_to(values[:, :, None, None, None], (stop - start, *plan.states_shape))
-            archive.write_shard(root, plan, k, states.astype(plan.dtype), {})
+            writing.write_shard(root, plan, k, states.astype(plan.dtype), {})
         if shards == plan.shards:
-            archive.finish(root, plan)
+            writing.finish(root, plan)
 
     return write

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hkdpipe.manifests import archive
+from hkdpipe.manifests import archive, contents, writing
 from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.files import read_json, write_json
 from hkdpipe.stages import verify as verification
@@ -59,7 +59,7 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def shard(root: Path, k: int) -> Path:
-    return root / archive.read_manifest(root)[1][k].file
+    return root / contents.read_manifest(root)[1][k].file
 
 
 def flip(path: Path, place: int = 40) -> None:
@@ -85,9 +85,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a truncated shard": lambda root: shard(root, 0).write_bytes(shard(root, 0).read_bytes()[:-1]),
     "a lost shard": lambda root: shard(root, 2).unlink(),
     "swapped shards": lambda root: swap(shard(root, 0), shard(root, 1)),
-    "a lost record": lambda root: archive.record_path(root, 1).unlink(),
-    "a torn record": lambda root: archive.record_path(root, 1).write_text("{"),
-    "swapped records": lambda root: swap(archive.record_path(root, 0), archive.record_path(root, 1)),
+    "a lost record": lambda root: contents.record_path(root, 1).unlink(),
+    "a torn record": lambda root: contents.record_path(root, 1).write_text("{"),
+    "swapped records": lambda root: swap(contents.record_path(root, 0), contents.record_path(root, 1)),
     "a lost plan": lambda root: (root / "plan.json").unlink(),
     "an edited plan": lambda root: edit(root / "plan.json", lambda plan: plan.update(count=12)),
     "another plan": lambda root: edit(root / "plan.json", lambda plan: plan.update(seed=1)),
@@ -202,11 +202,11 @@ def test_fast_looks_at_sizes_alone(made: Path) -> None:
 
 def remade(root: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None:
     """An archive that fits its checksums, and whose second shard was written wrong."""
-    plan, records = archive.read_manifest(root)
+    plan, records = contents.read_manifest(root)
     states = archive.read_shard(root, plan, records[1], range(4, 8))
     change(states)
-    archive.write_shard(root, plan, 1, states, records[1].fingerprint)
-    archive.finish(root, plan)
+    writing.write_shard(root, plan, 1, states, records[1].fingerprint)
+    writing.finish(root, plan)
 
 
 def exchange(states: np.ndarray[Any, Any]) -> None:
@@ -271,7 +271,7 @@ def test_manifest_is_put_together_when_all_shards_are_there(made: Path) -> None:
 def test_unfinished_archive_is_finished(made: Path) -> None:
     before = content(made)
     shard(made, 1).unlink()
-    archive.record_path(made, 1).unlink()
+    contents.record_path(made, 1).unlink()
     (made / "manifest.json").unlink()
     found = run(made)
     assert (found.data["state"], found.data["shards"]) == ("damaged", [1])
@@ -280,12 +280,12 @@ def test_unfinished_archive_is_finished(made: Path) -> None:
 
 
 def test_other_bytes_of_a_repaired_shard_are_told(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, records = archive.read_manifest(made)
+    plan, records = contents.read_manifest(made)
     write_json(
-        archive.record_path(made, 1),
+        contents.record_path(made, 1),
         {**records[1].to_json(), "sha256": "0" * 64, "fingerprint": {"device": "another"}},
     )
-    archive.finish(made, plan)
+    writing.finish(made, plan)
     notes = run(made, repair=True).data["notes"]
     assert notes == ["shard 1: other bytes than before, on another kind of machine and software"]
 

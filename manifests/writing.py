@@ -1,0 +1,166 @@
+"""Writing an archive, shard by shard, by any number of processes.
+
+Killing any process at any moment leaves whole shards or none. Two processes may write different shards of
+one archive at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkdpipe.manifests.contents import (
+    FORMS,
+    metadata,
+    missing_shards,
+    planned,
+    record_path,
+    shard_files,
+    valid_record,
+    wrong_metadata,
+)
+from hkdpipe.manifests.errors import HkdpipeError, InputError, InUseError, UsageError
+from hkdpipe.manifests.files import (
+    make_folders,
+    remove_temporaries,
+    sync,
+    write_atomic,
+    write_json,
+)
+from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.settings import digest
+from hkdpipe.manifests.state_type import decode
+
+
+def begin(root: Path, plan: Plan) -> None:
+    """Create the archive `root`, or go on with it: the plan must be the same but may have a larger count.
+
+    One process at a time may begin. A manifest that the archive no longer lives up to is
+    removed. UsageError, naming the first key that differs, for another plan.
+    """
+    for name in ("plan.json", "manifest.json", *metadata(plan)):
+        remove_temporaries((root / name).parent, Path(name).name)
+    path = root / "plan.json"
+    previous = planned(root) if path.exists() else None
+    if previous is not None:
+        _check_continues(root, previous, plan)
+    make_folders(root / "records")
+    manifest = root / "manifest.json"
+    if manifest.exists() and missing_shards(root, plan):
+        _unlink(manifest)
+    # What is merely said of the teacher stays as it was first said.
+    if previous is None or plan.count > previous.count:
+        write_json(path, plan.to_json())
+    write_metadata(root, plan)
+
+
+def write_metadata(root: Path, plan: Plan) -> None:
+    """Put in place, or right, what the archive's form needs beside shards and manifest."""
+    for name, data in wrong_metadata(root, plan).items():
+        _write(root / name, memoryview(data))
+
+
+def write_shard(
+    root: Path,
+    plan: Plan,
+    k: int,
+    states: NDArray[Any],
+    fingerprint: dict[str, Any],
+    owned: Callable[[], bool] = lambda: True,
+) -> ShardRecord:
+    """Write shard k: states (n, *plan.states_shape), n its length, of `plan.stored_dtype`; then its record.
+
+    Only its owner writes a shard: InUseError where `owned` says before the record that another process has
+    taken it over since. HkdpipeError if a state is not finite, ValueError for another shape or dtype.
+    """
+    start, stop = plan.shard_range(k)
+    if states.shape != (stop - start, *plan.states_shape) or states.dtype != plan.stored_dtype:
+        raise ValueError(
+            f"shard {k} takes {plan.dtype} {(stop - start, *plan.states_shape)}, "
+            f"not {states.dtype} {states.shape}"
+        )
+    for i, trajectory in enumerate(states):
+        if not np.isfinite(decode(trajectory, plan.dtype)).all():
+            raise HkdpipeError(f"{root}: trajectory {start + i} is not finite in {plan.dtype}")
+    form = FORMS[plan.form]
+    record_file = record_path(root, k)
+    for path in (record_file, *(root / name for name in shard_files(plan, k))):
+        remove_temporaries(path.parent, path.name)
+    # A record must never stand beside a file that it was not made from.
+    _unlink(record_file)
+    data, offset, stride, labels = form.encode_shard(plan, k, states)
+    file = form.shard_file(k)
+    _write(root / file, data)
+    stored_labels = {}
+    if labels is not None:
+        place = form.labels_file(plan, k)
+        _write(root / place, labels)
+        stored_labels = {"file": place, "bytes": len(labels), "sha256": hashlib.sha256(labels).hexdigest()}
+    record = ShardRecord(
+        index=k,
+        file=file,
+        start=start,
+        stop=stop,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        offset=offset,
+        stride=stride,
+        plan=plan.identity(),
+        fingerprint=fingerprint,
+        labels=stored_labels,
+    )
+    if not owned():
+        raise InUseError(f"{root}: shard {k} was taken over by another process, and is left to it")
+    write_json(record_file, record.to_json())
+    return record
+
+
+def finish(root: Path, plan: Plan) -> Path:
+    """Write the manifest, which makes the archive readable, and return its path.
+
+    InputError, naming the shard, if one is missing. One process at a time may finish.
+    """
+    records = []
+    for k in range(plan.shards):
+        record = valid_record(root, plan, k)
+        if record is None:
+            raise InputError(f"{root}: shard {k} ({FORMS[plan.form].shard_file(k)}) is missing or incomplete")
+        records.append(record.to_json())
+    values = {"plan": plan.to_json(), "shards": records}
+    write_json(root / "manifest.json", {**values, "sha256": digest(values)})
+    return root / "manifest.json"
+
+
+def _check_continues(root: Path, previous: Plan, plan: Plan) -> None:
+    old, new = _flat(previous.identity_values()), _flat(plan.identity_values())
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key):
+            raise UsageError(f"{root}: {key}: this archive has {old.get(key)!r}, now {new.get(key)!r}")
+    if plan.count < previous.count:
+        raise UsageError(
+            f"{root}: count: this archive has {previous.count}, now {plan.count}; it may only grow"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested table as one of dotted keys, in the order they stand."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _write(path: Path, data: memoryview) -> None:
+    make_folders(path.parent)
+    write_atomic(path, data)
+
+
+def _unlink(path: Path) -> None:
+    if path.exists():
+        path.unlink(missing_ok=True)
+        sync(path.parent)
