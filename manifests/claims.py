@@ -1,4 +1,4 @@
-"""Who makes which shard: an owner record for each, so that workers need no lock and no coordinator.
+"""Who makes which shard, and who works in which folder: owner records, so that nobody needs a coordinator.
 
 A claim is a small file that appears by a hard link, which local and network file systems grant to exactly
 one process. Its time of change is a heartbeat. A claim whose owner is dead, as far as
@@ -14,17 +14,20 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.errors import InputError, InUseError
 from hkdpipe.manifests.files import make_folders, read_json, remove_temporaries
 
 BEAT_SECONDS = 20.0
 POLL_SECONDS = 0.1
 STALE_SECONDS = 180.0
+_OWNER = "owner"  # of a whole folder
+_SHARER = "sharer"  # one of those that own a folder together
 
 
 class Claims:
@@ -54,7 +57,8 @@ class Claims:
     def take(self, name: str) -> bool:
         """Claim `name`; False if a living process holds it."""
         path = self._path(name)
-        content = json.dumps({"token": self._token, **_this_process()})
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        content = json.dumps({"token": self._token, **_this_process(), "since": since})
         while True:
             temporary = self._temporary(name)
             try:
@@ -67,8 +71,9 @@ class Claims:
                     return False
                 self._move_away(path, abandoned)
             except FileNotFoundError:
-                # Another process tidied up: `remove_leftovers`.
-                continue
+                # Another process tidied up (`remove_leftovers`), if only the file is gone.
+                if not self._folder.is_dir():
+                    raise
             else:
                 with self._lock:
                     self._held.add(name)
@@ -94,7 +99,7 @@ class Claims:
             self.release(name)
 
     def holds(self, name: str) -> bool:
-        """Whether `name` is still this process's, as it must be before the shard counts as made."""
+        """Whether `name` is still this process's, as it must be before what it claims is changed."""
         with contextlib.suppress(InputError):
             found = read_json(self._path(name))
             return isinstance(found, dict) and found.get("token") == self._token
@@ -109,14 +114,17 @@ class Claims:
 
     def owner(self, name: str) -> str:
         """In words, who holds `name`."""
-        try:
+        with contextlib.suppress(InputError):
             found = read_json(self._path(name))
-        except InputError:
-            return "nobody"
-        if not isinstance(found, dict):
-            return "another process"
-        job = f", job {found['job']}" if found.get("job") else ""
-        return f"process {found.get('pid')} on {found.get('host')}{job}"
+            if isinstance(found, dict):
+                job = f", job {found['job']}" if found.get("job") else ""
+                return f"process {found.get('pid')} on {found.get('host')}{job}, since {found.get('since')}"
+        return "another process"
+
+    def others(self, pattern: str) -> list[str]:
+        """The names of this pattern that living processes hold, but this one's."""
+        self.remove_leftovers()
+        return sorted({path.stem for path in self._folder.glob(f"{pattern}.json")} - self._held)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -159,6 +167,30 @@ class Claims:
                 with contextlib.suppress(FileExistsError):
                     path.hardlink_to(aside)
             aside.unlink()
+
+
+@contextlib.contextmanager
+def owning(folder: Path, what: str, shared: bool = False) -> Iterator[Callable[[], None]]:
+    """Own `folder`, which is `what` in words; InUseError, at once, if another process does.
+
+    `shared`: together with others that share it, and with none that does not. (Where one of either kind
+    begins at the same instant, both may be refused.) Yields what to call before whatever is written is put
+    in its place: InUseError if the folder was taken over.
+    """
+    with Claims(folder) as claims:
+        name = f"{_SHARER}-{secrets.token_hex(8)}" if shared else _OWNER
+        holders = [name]
+        if claims.take(name):
+            # After taking: of two that do so at once, one at least sees the other.
+            holders = claims.others(_OWNER if shared else f"{_SHARER}-*")
+        if holders:
+            raise InUseError(f"{what} is in use by {claims.owner(holders[0])} ({folder / 'claims'})")
+
+        def check() -> None:
+            if not claims.holds(name):
+                raise InUseError(f"{what} was taken over by {claims.owner(name)}: nothing more is written")
+
+        yield check
 
 
 def living(root: Path) -> int:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON, checksums, and the lock of a run directory.
+"""Files that appear whole or not at all, JSON, and checksums.
 
 A write goes to a temporary sibling `.NAME.PID.TOKEN.tmp`, is synchronised to disk and renamed. A process
 killed at any moment leaves the old content or the new one, and at worst a temporary that
@@ -8,19 +8,17 @@ killed at any moment leaves the old content or the new one, and at worst a tempo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hkdpipe.manifests.errors import InputError, InUseError
+from hkdpipe.manifests.errors import InputError
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.[0-9a-f]{16}\.(?P<kind>tmp|old)")
 
@@ -58,12 +56,13 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Fill the temporary folder this yields; on success it becomes `path`, replacing an existing one.
 
-    On an exception the temporary is removed and `path` is as it was. A folder cannot be replaced in one
-    rename, so a process killed between the two leaves `path` missing until `remove_temporaries` on the
-    parent folder puts the old one back.
+    `check` is called when all is on disk, before it is put in place. On an exception, from there too, the
+    temporary is removed and `path` is as it was. A folder cannot be replaced in one rename, so a process
+    killed between the two leaves `path` missing until `remove_temporaries` on the parent folder puts the old
+    one back.
     """
     temporary = _sibling(path, "tmp")
     old = _sibling(path, "old")
@@ -75,6 +74,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if not (Path(folder) / name).is_symlink():
                     sync(Path(folder) / name)
             sync(Path(folder))
+        check()
         with contextlib.suppress(FileNotFoundError):
             path.rename(old)
         try:
@@ -89,6 +89,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
     if _exists(old):
         _remove(old)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete the folder `path`. A process killed amid this leaves all of it, or a temporary."""
+    temporary = _sibling(path, "tmp")
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def remove_temporaries(folder: Path, name: str | None = None) -> None:
@@ -133,29 +140,6 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def file_lock(path: Path, what: str, shared: bool = False) -> Iterator[None]:
-    """Hold the lock file `path` (created, never deleted); InUseError, at once, if another process holds it.
-
-    `shared`: together with others that share it, and with none that does not.
-
-    The kernel releases the lock when the process ends, however it ends. A process forked without exec
-    shares the lock, and keeps it as long as it lives.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 1024, 0).decode(errors="replace").strip() or "another process"
-            raise InUseError(f"{what} is in use by {holder} (lock {path})") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sibling(path: Path, kind: str) -> Path:

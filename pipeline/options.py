@@ -150,7 +150,7 @@ def _number(name: str, default: int) -> int:
 def opened(given: Given, first: bool, shared: bool = False) -> Iterator[tuple[RunDir | None, Config]]:
     """The run directory, if one was given, and the configuration, which it keeps from here on.
 
-    Only the first process locks the directory and writes to it; `shared`: beside others that do the same.
+    Only the first process owns the directory and writes to it; `shared`: beside others that do the same.
     """
     from hkdpipe.pipeline.record import record_changes
 
@@ -158,10 +158,9 @@ def opened(given: Given, first: bool, shared: bool = False) -> Iterator[tuple[Ru
     if given.run_dir is None:
         yield None, config
         return
-    run = RunDir(given.run_dir)
     if not first:
-        yield run, config
+        yield RunDir(given.run_dir), config
         return
-    with run.locked(shared):
+    with RunDir(given.run_dir).owned(shared) as run:
         record_changes(run.record, run.adopt(config), lambda text: click.echo(text, err=True))
         yield run, config

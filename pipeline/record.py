@@ -57,31 +57,44 @@ def record_changes(path: Path, changes: Sequence[Change], warn: Callable[[str], 
     write_json(path, record)
 
 
-def recorded(path: Path, stage: str, work: Callable[[], Summary], warn: Callable[[str], None]) -> Summary:
-    """Do a stage's work and note its beginning, its end and the seconds it took, over all attempts."""
+def recorded(
+    path: Path,
+    stage: str,
+    work: Callable[[], Summary],
+    warn: Callable[[str], None],
+    check_owned: Callable[[], None] = lambda: None,
+) -> Summary:
+    """Do a stage's work and note its beginning, its end and the seconds it took, over all attempts.
+
+    `check_owned` is called before each note, and raises where the run directory is another process's now.
+    """
     before = read_record(path, warn)["stages"].get(stage)
     started, clock = _now(), time.monotonic()
+
+    def put(entry: dict[str, Any] | None) -> None:
+        check_owned()
+        _put(path, stage, entry, warn)
 
     def note(state: str, **more: str) -> None:
         earlier = (before or {}).get("seconds", 0.0)
         seconds = round(earlier + time.monotonic() - clock, 1)
-        _put(path, stage, {"state": state, "started": started, "seconds": seconds, **more}, warn)
+        put({"state": state, "started": started, "seconds": seconds, **more})
 
     note("running")
     try:
         summary = work()
     except BaseException as error:
-        # What ended the stage must be heard, even if a full disk keeps the record from being written.
-        with contextlib.suppress(OSError):
+        # What ended the stage must be heard, even if a full disk or a new owner keeps it from the record.
+        with contextlib.suppress(OSError, InUseError):
             if isinstance(error, InUseError):
-                _put(path, stage, before, warn)
+                put(before)
             elif isinstance(error, Interrupted | KeyboardInterrupt):
                 note("interrupted", finished=_now())
             else:
                 note("failed", finished=_now(), error=str(error) or type(error).__name__)
         raise
     if summary.did_nothing and before is not None and before.get("state") == "complete":
-        _put(path, stage, before, warn)
+        put(before)
     else:
         note("complete", finished=_now())
     return summary

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import file_lock, make_folders, write_atomic
+from hkdpipe.manifests.files import make_folders, write_atomic
 from hkdpipe.pipeline.config import Config, dump, resolve
 
 _DECIDED_BY = {"generation": ("teacher", "generation"), "training": ("training", "koopman")}
@@ -28,6 +29,8 @@ class Change:
 @dataclass(frozen=True)
 class RunDir:
     path: Path
+    check_owned: Callable[[], None] = lambda: None
+    """Called before the record is written: raises where another process works in the run directory now."""
 
     @property
     def config(self) -> Path:
@@ -67,16 +70,16 @@ class RunDir:
         return sections
 
     @contextmanager
-    def locked(self, shared: bool = False) -> Iterator[None]:
+    def owned(self, shared: bool = False) -> Iterator[RunDir]:
         """Create the run directory if need be, and keep other commands from working in it.
 
-        `shared`: but not those that share it.
+        `shared`: but not those that share it. Yields the run directory that knows its owner.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--run-dir: {self.path} is not a folder")
         make_folders(self.path)
-        with file_lock(self.path / ".lock", f"run directory {self.path}", shared):
-            yield
+        with owning(self.path, f"run directory {self.path}", shared) as check_owned:
+            yield replace(self, check_owned=check_owned)
 
     def adopt(self, config: Config) -> list[Change]:
         """Make `config` the stored configuration, if it may be; returns what is new in it."""

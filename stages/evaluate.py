@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.archive import Archive, open_archive
+from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import InputError, Interrupted, UsageError
 from hkdpipe.manifests.files import (
-    file_lock,
     make_folders,
     read_json,
     remove_temporaries,
@@ -64,6 +64,8 @@ class _Context:
     device: torch.device
     reporter: Reporter
     stop: Callable[[], bool]
+    check_owned: Callable[[], None]
+    """Called before a result is written: raises where the folder is another process's now."""
 
     def check_stop(self) -> None:
         if self.stop():
@@ -123,7 +125,7 @@ def evaluate(
         )
     identity = evaluation_identity(settings, state)
     make_folders(out / "rows")
-    with file_lock(out / ".lock", f"evaluation in {out}"), open_archive(archive) as trajectories:
+    with owning(out, f"evaluation in {out}") as check_owned, open_archive(archive) as trajectories:
         if trajectories.plan.teacher["sha256"] != loaded.sha256:
             raise UsageError(f"{archive}: made with another teacher than teacher.source '{loaded.source}'")
         for folder in (out, out / "rows", export.parent):
@@ -141,6 +143,7 @@ def evaluate(
             device,
             reporter,
             stop,
+            check_owned,
         )
         measured = _measure(context, digest([state["sha256"], settings.weights]))
         metrics = {
@@ -150,6 +153,7 @@ def evaluate(
             **measured,
             "software": {"torch": torch.__version__, "numpy": np.__version__},
         }
+        check_owned()
         _write_tables(out, metrics)
         facts = {**loaded.about, "licence": trajectories.plan.teacher["licence"]}
         about = {
@@ -160,9 +164,11 @@ def evaluate(
             "metrics": measured["rows"],
         }
         make_folders(export.parent)
+        check_owned()
         student.save(export, about)
         card = model_card(student.config(), about, measured["metric"], measured["match"])
         write_atomic(export / "README.md", card.encode())
+        check_owned()
         # Last: it says that all the rest is there.
         write_json(out / "metrics.json", metrics)
     return _summary(metrics, out, export, did_nothing=False)
@@ -316,6 +322,7 @@ def _row(
         rows = class_rows(network.metric, context.archive.plan.classes, asked, made, judged, target)
         per_class = [{"name": name, "nfe": nfe, **class_row} for class_row in rows]
     kept = {"identity": identity, "row": row, "per_class": per_class}
+    context.check_owned()
     write_json(path, kept)
     return kept
 
@@ -460,7 +467,9 @@ def _sample_picture(context: _Context) -> None:
         ),
     ]
     pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
-    save_png(context.out / "samples.png", beside(pictures))
+    picture = beside(pictures)
+    context.check_owned()
+    save_png(context.out / "samples.png", picture)
 
 
 @torch.inference_mode()
@@ -485,7 +494,9 @@ def _strip_picture(context: _Context) -> None:
             "states (x / max(1, sigma))",
             "one step from each state; the end itself",
         ]
-    save_png(context.out / "strip.png", strip(rows, captions, [f"{sigma:.2g}" for sigma in sigmas]))
+    picture = strip(rows, captions, [f"{sigma:.2g}" for sigma in sigmas])
+    context.check_owned()
+    save_png(context.out / "strip.png", picture)
 
 
 def _write_tables(out: Path, metrics: dict[str, Any]) -> None:

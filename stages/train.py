@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.archive import Archive, open_archive
+from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import file_lock, make_folders, remove_temporaries
+from hkdpipe.manifests.files import make_folders, remove_temporaries
 from hkdpipe.manifests.order import rank_slice, training_indices
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
@@ -59,12 +60,24 @@ def train(
         )
         make_folders(out)
         identity = training_identity(trajectories, training, koopman)
-        with _locked_by_first(out, world), connected(world, device):
+        with _owned_by_first(out, world) as check_owned, connected(world, device):
             state = new_student(loaded, trajectories, training, koopman, device)
             resume(out / "checkpoints", state, identity, reporter.line)
             did_nothing = state.seen >= training.budget
             if not did_nothing:
-                _fit(state, trajectories, distance, training, identity, out, world, device, reporter, stop)
+                _fit(
+                    state,
+                    trajectories,
+                    distance,
+                    training,
+                    identity,
+                    out,
+                    world,
+                    device,
+                    reporter,
+                    stop,
+                    check_owned,
+                )
     checkpoint = checkpoints(out / "checkpoints")[-1]
     trained_on = len(trajectories) - training.validation
     epochs = state.seen / trained_on
@@ -145,14 +158,22 @@ def read_batch(archive: Archive, training: TrainingSettings, start: int, stop: i
 
 
 @contextmanager
-def _locked_by_first(out: Path, world: World) -> Iterator[None]:
-    """One training at a time in a folder; the processes of one training are one."""
+def _owned_by_first(out: Path, world: World) -> Iterator[Callable[[], None]]:
+    """One training at a time in a folder; the processes of one training are one. Yields what checks that."""
     if not world.first:
-        yield
+        yield lambda: None
         return
-    with file_lock(out / ".lock", f"training in {out}"):
-        remove_temporaries(out)
-        yield
+    with training_folder(out) as check_owned:
+        yield check_owned
+
+
+@contextmanager
+def training_folder(out: Path) -> Iterator[Callable[[], None]]:
+    """Own the folder of a training, cleared of what killed ones left. Yields what checks that it is owned."""
+    with owning(out, f"training in {out}") as check_owned:
+        for folder in (out, out / "checkpoints"):
+            remove_temporaries(folder)
+        yield check_owned
 
 
 def _fit(
@@ -166,6 +187,7 @@ def _fit(
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
+    check_owned: Callable[[], None],
 ) -> None:
     loop = LoopSettings(
         budget=training.budget,
@@ -186,6 +208,7 @@ def _fit(
 
         def log(seen: int, values: dict[str, float]) -> None:
             assert metrics is not None
+            check_owned()
             metrics.append(seen, values)
             advance(seen, loss=values["loss"], mse=values["mse"])
 
@@ -210,7 +233,7 @@ def _fit(
                 "world_size": world.size,
                 "torch": torch.__version__,
             },
-            Callbacks(stop, log, saved, reporter.line),
+            Callbacks(stop, log, saved, reporter.line, check_owned),
             world,
             device,
         )

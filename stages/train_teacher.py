@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import file_lock, read_json, remove_temporaries
+from hkdpipe.manifests.files import read_json
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.stages.train import training_folder
 from hkdpipe.trainer.checkpoint import TrainingState
 from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.edm_loss import NoisyImages, edm_loss, read_noisy_images
@@ -60,8 +61,7 @@ def train_teacher(
     )
     identity = digest({"data": data, **of_kind(settings, "identity")})
     out.mkdir(parents=True, exist_ok=True)
-    with file_lock(out / ".lock", f"training in {out}"):
-        remove_temporaries(out)
+    with training_folder(out) as check_owned:
         torch.manual_seed(settings.seed)
         try:
             network = PreconditionedUNet(arch).to(device)
@@ -76,13 +76,14 @@ def train_teacher(
         budget = settings.iterations * settings.batch_size
         did_nothing = state.seen >= budget and _exported_step(out / "export") == state.step
         if not did_nothing:
-            _fit(state, images, classes, settings, budget, out, identity, device, reporter, stop)
+            _fit(state, images, classes, settings, budget, out, identity, device, reporter, stop, check_owned)
             about = {
                 "dataset": data,
                 "images": len(images),
                 "training": {**asdict(settings), "iterations": state.step},
                 "torch": torch.__version__,
             }
+            check_owned()
             save_teacher(out / "export", state.ema, about, torch.float16)
     return Summary(
         title="train-teacher",
@@ -135,6 +136,7 @@ def _fit(
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
+    check_owned: Callable[[], None],
 ) -> None:
     loop = LoopSettings(
         budget=budget,
@@ -150,6 +152,7 @@ def _fit(
     with reporter.phase("training the teacher", budget, "images", state.seen) as advance:
 
         def log(seen: int, values: dict[str, float]) -> None:
+            check_owned()
             metrics.append(seen, values)
             advance(seen, loss=values["loss"])
 
@@ -166,7 +169,7 @@ def _fit(
             loop,
             out / "checkpoints",
             {"identity": identity},
-            Callbacks(stop, log, lambda state, path: None, reporter.line),
+            Callbacks(stop, log, lambda state, path: None, reporter.line, check_owned),
             World(),
             device,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.manifests.files import atomic_folder, read_json, sha256_file, write_json
+from hkdpipe.manifests.files import atomic_folder, read_json, remove_folder, sha256_file, write_json
 from hkdpipe.trainer.teacher import read_weights
 
 FILES = ("weights.safetensors", "ema.safetensors", "optimizer.pt")
@@ -36,14 +35,21 @@ class TrainingState(Generic[Model]):
     """Trajectories (or images) seen, over all processes."""
 
 
-def save_checkpoint(folder: Path, state: TrainingState[Any], about: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path,
+    state: TrainingState[Any],
+    about: dict[str, Any],
+    keep: int,
+    check_owned: Callable[[], None] = lambda: None,
+) -> Path:
     """Write `folder`/step-NNNNNNNN and delete all but the `keep` newest. Returns its path.
 
+    `check_owned` is called before it is put in place: raises where the folder is another process's now.
     Later steps than the state's are damaged checkpoints that resuming passed over: they go too.
     """
     path = folder / f"step-{state.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(path) as temporary:
+    with atomic_folder(path, check_owned) as temporary:
         (temporary / "weights.safetensors").write_bytes(save(_tensors(state.model)))
         (temporary / "ema.safetensors").write_bytes(save(_tensors(state.ema)))
         (temporary / "optimizer.pt").write_bytes(_pickled(state.optimizer.state_dict()))
@@ -55,7 +61,7 @@ def save_checkpoint(folder: Path, state: TrainingState[Any], about: dict[str, An
     found = checkpoints(folder)
     here = found.index(path) + 1
     for old in [*found[: max(0, here - keep)], *found[here:]]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return path
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hkdpipe.manifests.errors import HkdpipeError, Interrupted, UsageError
-from hkdpipe.manifests.files import remove_temporaries
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.trainer.checkpoint import (
     Model,
@@ -56,13 +55,15 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop tells its caller; the last two only in the first process."""
+    """What the loop tells its caller; the last three only in the first process."""
 
     stop: Callable[[], bool]
     log: Callable[[int, dict[str, float]], None]
     """log(seen, values)"""
     saved: Callable[[TrainingState[Any], Path], None]
     warn: Callable[[str], None]
+    check_owned: Callable[[], None] = lambda: None
+    """Called before a checkpoint is put in place: raises where the folder is another process's now."""
 
 
 def new_state(model: Model, optimizer: torch.optim.Optimizer) -> TrainingState[Model]:
@@ -104,8 +105,6 @@ def fit(
 
     Raises Interrupted after a checkpoint when asked to stop, HkdpipeError when the loss is not finite.
     """
-    if world.first:
-        remove_temporaries(folder)
     module: nn.Module = state.model.train()
     if world.size > 1:
         module = DistributedDataParallel(state.model)
@@ -116,7 +115,8 @@ def fit(
         nonlocal saved_at
         if saved_at != state.seen:
             if world.first:
-                callbacks.saved(state, save_checkpoint(folder, state, about, settings.keep_checkpoints))
+                keep, check = settings.keep_checkpoints, callbacks.check_owned
+                callbacks.saved(state, save_checkpoint(folder, state, about, keep, check))
             saved_at = state.seen
         barrier(world)
 

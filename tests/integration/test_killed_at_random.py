@@ -73,12 +73,8 @@ def many(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All files below a folder but the locks."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def result(stage: str, folder: Path) -> dict[str, Any]:

@@ -79,11 +79,11 @@ def copy(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time and content of all files but the locks."""
+    """Time and content of all files."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
+        if path.is_file()
     }
 
 

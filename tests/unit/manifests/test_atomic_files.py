@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from hkdpipe.manifests import files
-from hkdpipe.manifests.errors import InputError, InUseError
+from hkdpipe.manifests.errors import InputError
 
 
 def names(folder: Path) -> list[str]:
@@ -199,26 +198,22 @@ def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     files.remove_temporaries(tmp_path / "absent")
 
 
-def test_lock_is_freed_when_its_holder_is_killed(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    script = """
-import sys, time
-from pathlib import Path
-from hkdpipe.manifests.files import file_lock
-with file_lock(Path(sys.argv[1]), "it"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(InUseError, match=rf"^runs/x is in use by process {holder.pid} on "),
-            files.file_lock(path, "runs/x"),
-        ):
-            pass
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-    for _ in range(2):  # free after the kill, and again after its own release
-        with files.file_lock(path, "runs/x"):
-            assert path.read_text().startswith(f"process {os.getpid()} on ")
+def test_a_killed_removal_leaves_a_whole_folder_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal that dies at its rename, and one that dies at its first deletion."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for function, left in ((os, "rename"), ["f"]), ((os, "unlink"), []):
+        fill(tmp_path / "f", str(left))
+        with monkeypatch.context() as patch:
+            patch.setattr(*function, die)
+            with pytest.raises(KeyboardInterrupt):
+                files.remove_folder(tmp_path / "f")
+        files.remove_temporaries(tmp_path)
+        assert names(tmp_path) == left
+    fill(tmp_path / "f", "two")
+    files.remove_folder(tmp_path / "f")
+    assert names(tmp_path) == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from hkdpipe.manifests import claims
-from hkdpipe.manifests.claims import STALE_SECONDS, Claims
+from hkdpipe.manifests.claims import STALE_SECONDS, Claims, owning
+from hkdpipe.manifests.errors import InUseError
 
+THIS_PROCESS = rf"process {os.getpid()} on {os.uname().nodename}, since \d{{4}}-\d\d-\d\dT[\d:]{{8}}\+00:00"
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -53,7 +56,7 @@ def test_a_shard_has_one_owner_until_it_is_given_back(tmp_path: Path) -> None:
             False,
             False,
         )
-        assert other.owner("3") == f"process {os.getpid()} on {os.uname().nodename}"
+        assert re.fullmatch(THIS_PROCESS, other.owner("3"))
         one.release("3")
         assert other.take("3")
         one.release("3")
@@ -137,3 +140,92 @@ def test_processes_that_race_share_all_shards_and_none_twice(tmp_path: Path) -> 
     for racer in racers:
         racer.communicate("\n")
     assert sorted(k for part in taken for k in part) == list(range(200))
+
+
+OWN = """
+import sys, time
+from pathlib import Path
+from hkdpipe.manifests.claims import owning
+with owning(Path(sys.argv[1]), "it"):
+    print("owned", flush=True)
+    time.sleep(100)
+"""
+ELSEWHERE = {"token": "x", "host": "node7", "pid": 12, "job": "345", "since": "2030-01-02T03:04:05+00:00"}
+
+
+def refused(folder: Path, message: str, shared: bool = False) -> None:
+    with pytest.raises(InUseError, match=message), owning(folder, "runs/x", shared):
+        pass
+
+
+def test_a_folder_has_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_use = rf"^runs/x is in use by {THIS_PROCESS} \({tmp_path}/claims\)$"
+    for _ in range(2):
+        with owning(tmp_path, "runs/x") as check_owned:
+            check_owned()
+            refused(tmp_path, in_use)
+            refused(tmp_path, in_use, shared=True)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with owning(tmp_path, "runs/x"):
+        refused(tmp_path, rf"in use by process {os.getpid()} on .*, job 77, since ")
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_sharers_of_a_folder_keep_others_out(tmp_path: Path) -> None:
+    with owning(tmp_path, "runs/x", shared=True) as one:
+        with owning(tmp_path, "runs/x", shared=True) as other:
+            one()
+            other()
+            refused(tmp_path, rf"^runs/x is in use by {THIS_PROCESS} ")
+        refused(tmp_path, rf"^runs/x is in use by {THIS_PROCESS} ")
+    with owning(tmp_path, "runs/x"):
+        pass
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_a_folder_is_free_when_its_owner_is_killed(tmp_path: Path) -> None:
+    process = start(OWN, tmp_path)
+    assert line(process) == "owned"
+    for shared in (False, True):
+        refused(tmp_path, rf"^runs/x is in use by process {process.pid} on ", shared)
+    process.kill()
+    process.wait()
+    for shared in (True, False):
+        with owning(tmp_path, "runs/x", shared) as check_owned:
+            check_owned()
+
+
+@pytest.mark.parametrize("holder", ["owner", "sharer-0"])
+def test_an_owner_on_another_machine_is_believed_while_its_heart_beats(tmp_path: Path, holder: str) -> None:
+    (tmp_path / "claims").mkdir()
+    record = tmp_path / "claims" / f"{holder}.json"
+    record.write_text(json.dumps(ELSEWHERE))
+    refused(tmp_path, r"in use by process 12 on node7, job 345, since 2030-01-02T03:04:05\+00:00 \(")
+    assert list((tmp_path / "claims").iterdir()) == [record]
+    silent = time.time() - STALE_SECONDS - 5
+    os.utime(record, (silent, silent))
+    with owning(tmp_path, "runs/x"):
+        pass
+
+
+def test_who_lost_a_folder_is_told_and_leaves_the_new_owner_alone(tmp_path: Path) -> None:
+    record = tmp_path / "claims" / "owner.json"
+    with owning(tmp_path, "runs/x") as check_owned:
+        record.write_text(json.dumps(ELSEWHERE))
+        with pytest.raises(
+            InUseError, match=r"^runs/x was taken over by process 12 on node7, job 345, since "
+        ):
+            check_owned()
+    assert json.loads(record.read_text()) == ELSEWHERE
+    record.unlink()
+    with owning(tmp_path, "runs/x") as check_owned:
+        record.unlink()
+        with pytest.raises(InUseError, match="was taken over by another process: nothing more is written"):
+            check_owned()
+
+
+def test_a_folder_of_claims_that_is_deleted_ends_the_claiming(tmp_path: Path) -> None:
+    with Claims(tmp_path) as own:
+        (tmp_path / "claims").rmdir()
+        with pytest.raises(FileNotFoundError):
+            own.take("3")

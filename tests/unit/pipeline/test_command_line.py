@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import InputError, Interrupted, InUseError
-from hkdpipe.manifests.files import file_lock
 from hkdpipe.pipeline.cli import COMMANDS
 from hkdpipe.stages.reporting import Silent
 from hkdpipe.stages.settings import TeacherSampling
@@ -174,11 +174,11 @@ def test_worker_that_is_none(hkdpipe: Hkdpipe, worker: str) -> None:
 def test_workers_share_a_run_directory_that_nothing_else_may_use(stages: Any, hkdpipe: Hkdpipe) -> None:
     generate = ("generate-trajectories", "--run-dir", "x")
     Path("x").mkdir()
-    with file_lock(Path("x/.lock"), "x", shared=True):
+    with owning(Path("x"), "x", shared=True):
         assert hkdpipe(*generate, "--worker", "0/2").code == 0
         assert hkdpipe(*generate).code == 4
         assert hkdpipe("train", "--run-dir", "x").code == 4
-    with file_lock(Path("x/.lock"), "x"):
+    with owning(Path("x"), "x"):
         assert hkdpipe(*generate, "--worker", "1/2").code == 4
 
 
@@ -239,14 +239,14 @@ def test_the_stored_configuration_is_kept_and_guarded(stages: Any, hkdpipe: Hkdp
 
 def test_a_run_directory_in_use(stages: Any, hkdpipe: Hkdpipe) -> None:
     Path("x").mkdir()
-    with file_lock(Path("x/.lock"), "x"):
+    with owning(Path("x"), "x"):
         ran = hkdpipe("train", "--run-dir", "x")
     assert ran.code == 4
     assert ran.error.startswith(f"run directory x is in use by process {os.getpid()} on ")
     assert not Path("x/config.toml").exists()
 
 
-def test_other_processes_of_a_training_neither_lock_nor_speak(
+def test_other_processes_of_a_training_neither_own_nor_speak(
     stages: Any, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -254,7 +254,7 @@ def test_other_processes_of_a_training_neither_lock_nor_speak(
     world = SimpleNamespace(first=False, size=2, rank=1)
     monkeypatch.setattr(sys.modules["hkdpipe.trainer.distributed"], "world_from_environment", lambda: world)
     Path("x").mkdir()
-    with file_lock(Path("x/.lock"), "x"):
+    with owning(Path("x"), "x"):
         ran = hkdpipe("train", "--run-dir", "x", "--json")
     assert (ran.code, ran.out, ran.err) == (0, "", "")
     assert not Path("x/config.toml").exists()
@@ -377,7 +377,7 @@ def test_interrupted(stages: Any, hkdpipe: Hkdpipe) -> None:
 def test_an_unwritable_run_directory(stages: Any, hkdpipe: Hkdpipe) -> None:
     Path("x").mkdir(mode=0o555)
     ran = hkdpipe("run", "--run-dir", "x")
-    assert (ran.error, ran.code) == ("x/.lock: Permission denied", 2)
+    assert (ran.error, ran.code) == ("x/claims: Permission denied", 2)
 
 
 def test_a_place_below_a_file(stages: Any, hkdpipe: Hkdpipe) -> None:

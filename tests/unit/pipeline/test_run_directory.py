@@ -59,7 +59,7 @@ def test_begun(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.checkpoints.mkdir(parents=True)
     run.trajectories.mkdir()
-    (run.trajectories / ".lock").touch()
+    (run.trajectories / "claims").mkdir()
     assert run.begun() == set()
     (run.trajectories / "plan.json").touch()
     assert run.begun() == {"teacher", "generation"}
@@ -69,18 +69,18 @@ def test_begun(tmp_path: Path) -> None:
 
 def test_adopting_a_configuration(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a" / "b")
-    with run.locked():
+    with run.owned():
         assert run.adopt(STORED) == []
         assert resolve(None, None, run.config, ()) == STORED
         longer = resolve(None, None, run.config, ["training.budget=200000"])
         assert run.adopt(longer) == [Change("training.budget", 160_000, 200_000)]
         assert run.adopt(longer) == []
-        with pytest.raises(InUseError, match=r"run directory .* is in use by process"), run.locked():
+        with pytest.raises(InUseError, match=r"run directory .* is in use by process"), run.owned():
             pass
     assert resolve(None, None, run.config, ()) == longer
 
 
 def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    with pytest.raises(UsageError, match=r"--run-dir: .*/x is not a folder"), RunDir(tmp_path / "x").locked():
+    with pytest.raises(UsageError, match=r"--run-dir: .*/x is not a folder"), RunDir(tmp_path / "x").owned():
         pass

@@ -52,9 +52,7 @@ def run(root: Path, depth: Depth = "checksums", repair: bool = False, teacher: s
 def content(root: Path) -> dict[str, bytes]:
     """All that readers and other tools see."""
     return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
     }
 
 
@@ -125,7 +123,7 @@ def test_damage_is_found_and_repaired_to_the_same_bytes(made: Path, damage: Call
 
 def damage_at_random(root: Path, chance: random.Random) -> str:
     """Flip a bit, cut off, delete or exchange; returns what was done."""
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+    files = sorted(path for path in root.rglob("*") if path.is_file())
     path, other = chance.sample(files, 2)
     data = path.read_bytes()
     kind = chance.choice(["flip", "cut", "delete", "exchange"])

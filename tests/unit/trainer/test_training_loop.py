@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import HkdpipeError, InputError, Interrupted, UsageError
+from hkdpipe.manifests.errors import HkdpipeError, InputError, Interrupted, InUseError, UsageError
 from hkdpipe.manifests.files import sha256_file
 from hkdpipe.trainer.checkpoint import TrainingState, checkpoints, read_state, save_checkpoint
 from hkdpipe.trainer.distributed import World, choose_device, world_from_environment
@@ -382,11 +382,14 @@ def test_a_damaged_later_checkpoint_does_not_displace_the_one_just_written(tmp_p
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000012"]
 
 
-def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
-    leftover = tmp_path / ".step-00000009.4711.0123456789abcdef.tmp"
-    leftover.mkdir(parents=True)
-    run(tmp_path, start())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000006", "step-00000009"]
+def test_a_folder_that_was_taken_over_gets_no_checkpoint(tmp_path: Path) -> None:
+    def refuse() -> None:
+        assert [path.name for path in tmp_path.glob(".*/state.json")] == ["state.json"], "not written yet"
+        raise InUseError("taken over")
+
+    with pytest.raises(InUseError):
+        save_checkpoint(tmp_path, start(), {}, 1, refuse)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["code", "other"])

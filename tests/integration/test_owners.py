@@ -1,0 +1,123 @@
+"""A folder has one training or evaluation at a time; who lost it to another process writes nothing more."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import called, started
+from test_killed_at_random import content
+from tiny import KOOPMAN, TRAINING, Inputs, evaluate_tiny, settings, train_teacher_tiny, train_tiny, whole
+
+from hkdpipe.manifests.errors import InUseError
+from hkdpipe.stages import evaluate, train_teacher
+from hkdpipe.trainer import loop
+from hkdpipe.trainer.methods.hkd import HKD
+
+ELSEWHERE = json.dumps({"token": "x", "host": "node7", "pid": 12, "job": "345", "since": "then"})
+TAKEN_OVER = "was taken over by process 12 on node7, job 345, since then: nothing more is written"
+
+
+def take_over_at(
+    call: int, owner: Any, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, bytes]]:
+    """At this call of a function, let a process on another machine take over what is owned below a folder.
+
+    Returns a list to which what was on disk then is added.
+    """
+    function, calls = getattr(owner, name), 0
+    found: list[dict[str, bytes]] = []
+
+    def taking_over(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            for record in folder.rglob("claims/owner.json"):
+                record.write_text(ELSEWHERE)
+            found.append(content(folder))
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, taking_over)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("work", "place"),
+    [
+        (train_tiny, (1, loop, "step")),  # then come a row of the metrics and a checkpoint
+        (train_tiny, (1, loop, "save_checkpoint")),
+        (train_tiny, (12, loop, "step")),
+        (train_teacher_tiny, (1, loop, "step")),
+        (train_teacher_tiny, (4, loop, "save_checkpoint")),
+        (train_teacher_tiny, (1, train_teacher, "asdict")),  # the export
+        (evaluate_tiny, (5, evaluate, "quantised")),  # a row
+        (evaluate_tiny, (1, evaluate, "beside")),  # the samples
+        (evaluate_tiny, (1, evaluate, "strip")),
+        (evaluate_tiny, (4, evaluate, "_seconds")),  # the tables
+        (evaluate_tiny, (1, evaluate, "_write_tables")),  # the export
+        (evaluate_tiny, (1, evaluate, "model_card")),  # metrics.json
+    ],
+    ids=lambda value: f"{value[2]}-{value[0]}" if isinstance(value, tuple) else None,
+)
+def test_who_lost_a_folder_writes_nothing_more(
+    work: Callable[[Inputs, Path], None],
+    place: tuple[int, Any, str],
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    then = take_over_at(*place, tmp_path, monkeypatch)
+    with pytest.raises(InUseError, match=TAKEN_OVER):
+        work(inputs, tmp_path)
+    now = content(tmp_path)
+    if place[2] in ("_write_tables", "model_card"):
+        # Checked before the tables, and before the export with its card: these are written to their end.
+        now = {name: data for name, data in now.items() if name in then[0]}
+        assert not (tmp_path / "metrics.json").exists()
+    assert now == then[0]
+
+
+@pytest.mark.parametrize("place", [(3, loop, "step"), (1, HKD, "save")])
+def test_a_lost_run_directory_is_left_as_it_is(
+    place: tuple[int, Any, str],
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Not even the end of the stage is noted."""
+    then = take_over_at(*place, tmp_path, monkeypatch)
+    ran = called(capfd, "run", "--run-dir", str(tmp_path), *whole(inputs))
+    assert ran.code == 4
+    (error,) = ran.errors
+    assert error.endswith(TAKEN_OVER)
+    now = content(tmp_path)
+    assert {name: data for name, data in now.items() if name in then[0]} == then[0]
+    assert not [name for name in now if name not in then[0] and not name.startswith("export/")]
+
+
+def test_a_folder_that_is_trained_in(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second one is told by whom; after a kill the folder is free at once."""
+    monkeypatch.setenv("SLURM_JOB_ID", "345")
+    monkeypatch.chdir(tmp_path)
+    longer = replace(TRAINING, budget=100_000)
+    places = ["--out", "out", "--teacher", str(inputs.teacher), "--archive", str(inputs.archive())]
+    command = ["train", *places, *settings(training=longer, koopman=KOOPMAN)]
+    with started(tmp_path, *command) as running:
+        running.wait_until(lambda: any(Path("out/checkpoints").glob("step-*")))
+        ran = called(capfd, *command)
+        assert ran.code == 4
+        (error,) = ran.errors
+        assert error.startswith(f"training in out is in use by process {running.process.pid} on ")
+        assert ", job 345, since 20" in error
+        running.process.send_signal(signal.SIGKILL)
+        running.end()
+    budget = int(max(Path("out/checkpoints").glob("step-*")).name[-8:]) * TRAINING.batch_size + 48
+    train_tiny(inputs, Path("out"), training=replace(TRAINING, budget=budget))
