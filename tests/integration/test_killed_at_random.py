@@ -82,8 +82,10 @@ def result(stage: str, folder: Path) -> dict[str, Any]:
     files: dict[str, Any] = content(folder)
     assert not [name for name in files if any(map(LEFTOVER.fullmatch, Path(name).parts))], files.keys()
     if stage in ("train", "train-teacher"):
-        # A kill amid the deletion of an older checkpoint leaves some of its files.
-        last = max(name.split("/")[1] for name in files if name.startswith("checkpoints/"))
+        # A kill between writing the last checkpoint and deleting an older one leaves that one, whole.
+        steps = [name.split("/")[1] for name in files if name.startswith("checkpoints/")]
+        assert set(Counter(steps).values()) == {4}, steps
+        last = max(steps)
         files = {
             name: data
             for name, data in files.items()
