@@ -14,7 +14,7 @@ from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import make_folders, remove_temporaries
-from hkdpipe.manifests.order import rank_slice, training_indices
+from hkdpipe.manifests.order import Blocks, rank_slice, training_indices
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -148,7 +148,8 @@ def new_student(
 
 def read_batch(archive: Archive, training: TrainingSettings, start: int, stop: int) -> Batch:
     """The trajectories at positions start..stop-1 at their drawn times, their ends and labels, in float32."""
-    indices = training_indices(training.seed, start, stop, training.validation, len(archive))
+    blocks = Blocks(archive.plan.shard_size, training.block_shards) if training.order == "blocks" else None
+    indices = training_indices(training.seed, start, stop, training.validation, len(archive), blocks)
     drawn = METHODS[training.method].draw_states(training, np.arange(start, stop), archive.sigmas)
     end = np.full((len(drawn), 1), len(archive.sigmas) - 1)
     states = torch.from_numpy(archive.read(indices, np.concatenate([drawn, end], axis=1))).float()
@@ -197,6 +198,7 @@ def _fit(
         gradient_clip=training.gradient_clip,
         checkpoint_every=training.checkpoint_every,
         keep_checkpoints=training.keep_checkpoints,
+        workers=training.workers,
     )
     metrics = MetricsLog(out / "metrics.csv", state.seen) if world.first else None
     held_out = held_out_starts(archive, training, device)

@@ -146,6 +146,7 @@ def _fit(
         gradient_clip=0.0,
         checkpoint_every=settings.checkpoint_every * settings.batch_size,
         keep_checkpoints=2,
+        workers=1,
     )
     metrics = MetricsLog(out / "metrics.csv", state.seen)
     labels = one_hot(classes, state.model.arch.label_dim)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class LoopSettings:
     gradient_clip: float
     checkpoint_every: int
     keep_checkpoints: int
+    workers: int
+    """Batches read ahead, each in a thread; 0: read in the loop's own."""
 
 
 @dataclass(frozen=True)
@@ -183,16 +186,23 @@ def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def prefetched(read_batch: ReadBatch, seen: int, settings: LoopSettings, world: World) -> Iterator[Batch]:
-    """This process's part of every global batch up to the budget, read one step ahead in a thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        ahead: Future[Batch] | None = None
-        for start in range(seen, settings.budget, settings.batch_size):
-            part = rank_slice(start, settings.batch_size, world.rank, world.size)
-            current, ahead = ahead, reader.submit(read_batch, *part)
-            if current is not None:
-                yield current.result()
-        if ahead is not None:
-            yield ahead.result()
+    """This process's part of every global batch up to the budget, in order, read ahead by the workers.
+
+    What fails while it is read ahead is raised in its turn.
+    """
+    starts = range(seen, settings.budget, settings.batch_size)
+    parts = (rank_slice(start, settings.batch_size, world.rank, world.size) for start in starts)
+    if not settings.workers:
+        yield from (read_batch(*part) for part in parts)
+        return
+    with ThreadPoolExecutor(settings.workers, thread_name_prefix="read") as readers:
+        ahead: deque[Future[Batch]] = deque()
+        for part in parts:
+            ahead.append(readers.submit(read_batch, *part))
+            if len(ahead) > settings.workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _finite(terms: Mapping[str, Tensor], world: World, seen: int, folder: Path) -> dict[str, float]:

@@ -47,6 +47,13 @@ class TrainingSettings:
         maximum=1.0,
     )
     seed: int = setting(0, "seed of the reading order and of the times", minimum=0, maximum=MAX_SEED)
+    order: str = setting(
+        "full",
+        "reading order of an epoch: 'full': a permutation of all trajectories; 'blocks': of the shards, then "
+        "of the trajectories of every block_shards of them, for storage that dislikes random reads",
+        choices=("full", "blocks"),
+    )
+    block_shards: int = setting(4, "with order = 'blocks': shards of a block", minimum=1)
     validation: int = setting(256, "trajectories held out: the first ones of the archive", minimum=0)
     perceptual: str = setting(
         "vgg",
@@ -74,6 +81,12 @@ class TrainingSettings:
         100_000, "trajectories between checkpoints", minimum=1, kind="operational"
     )
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1, kind="operational")
+    workers: int = setting(
+        2,
+        "batches that a process reads ahead, each in a thread; 0: read between the steps",
+        minimum=0,
+        kind="operational",
+    )
 
 
 @dataclass(frozen=True)

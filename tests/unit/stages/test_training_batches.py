@@ -11,7 +11,7 @@ import torch
 
 from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.order import training_indices
+from hkdpipe.manifests.order import Blocks, training_indices
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.stages.train import check_archive, held_out_starts, read_batch, training_identity
 from hkdpipe.trainer.methods.hkd import HKD
@@ -60,6 +60,14 @@ def test_batches_depend_on_the_positions_alone(archive: Archive) -> None:
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value)
 
 
+def test_batches_in_blocks_of_shards(archive: Archive) -> None:
+    """Shards of 5 of 12 trajectories, blocks of one shard each: an epoch of 9 goes from shard to shard."""
+    training = dataclasses.replace(TRAINING, order="blocks", block_shards=1)
+    blocks = Blocks(shard_size=5, shards=1)
+    ends = read_batch(archive, training, 0, 18).ends[:, 0, 0, 0]
+    assert ((ends - 4) / 10).tolist() == training_indices(2, 0, 18, 3, 12, blocks).tolist()
+
+
 def test_held_out_trajectories_are_the_first_ones(archive: Archive) -> None:
     batch = held_out_starts(archive, TRAINING, torch.device("cpu"))
     assert batch is not None
@@ -100,5 +108,7 @@ def test_identity_of_a_training(
         assert identity(tar) == identity()
         assert identity(seed) != identity()
     assert identity(budget=10**9, checkpoint_every=7, keep_checkpoints=9) == identity()
+    assert identity(workers=9) == identity()
+    assert identity(order="blocks") != identity()
     assert identity(learning_rate=0.5) != identity()
     assert identity(koopman=KoopmanSettings(time="log")) != identity()

@@ -40,6 +40,7 @@ SETTINGS = LoopSettings(
     gradient_clip=0.5,
     checkpoint_every=12,
     keep_checkpoints=2,
+    workers=1,
 )
 CPU = torch.device("cpu")
 
