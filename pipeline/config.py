@@ -14,7 +14,12 @@ from typing import Any
 from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.settings import nearest, parse_section
 from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings, TeacherSettings
-from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
+from hkdpipe.trainer.settings import (
+    KoopmanSettings,
+    MethodSettings,
+    TrainingSettings,
+    check_without_states_between,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class Config:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    @property
+    def method(self) -> MethodSettings | None:
+        """The section of the training's method; None where it has none."""
+        return {"hkd": self.koopman}.get(self.training.method)
 
 
 SECTIONS: dict[str, type] = typing.get_type_hints(Config)
@@ -80,11 +90,8 @@ def validate_run(config: Config) -> None:
             f"training.validation: got {training.validation}; accepted: "
             f"below generation.count, which is {generation.count}"
         )
-    if training.times > 1 and len(generation.stored_steps) == 2:
-        raise UsageError(
-            f"training.times: got {training.times}; accepted: 1, as generation.store_steps leaves out all "
-            "states in between"
-        )
+    if len(generation.stored_steps) == 2:
+        check_without_states_between(training, "generation.store_steps leaves out all states in between")
 
 
 def presets() -> list[str]:

@@ -102,7 +102,7 @@ def train(config: Config, archive: Path, out: Path, work: Work, run: RunDir | No
             archive,
             out,
             config.training,
-            config.koopman,
+            config.method,
             device=work.device,
             world=work.world,
             reporter=work.reporter,

@@ -38,7 +38,8 @@ from hkdpipe.trainer.features import FeatureNetwork, load_features
 from hkdpipe.trainer.frechet import frechet_distance, statistics
 from hkdpipe.trainer.images import load_images, load_labels
 from hkdpipe.trainer.labels import one_hot
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods import load_model
+from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.perceptual import normalised_difference
 from hkdpipe.trainer.sampler import evaluations, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher, load_teacher
@@ -56,7 +57,7 @@ class _Context:
     """What every measurement of one evaluation shares."""
 
     teacher: Teacher
-    student: HKD
+    student: Student
     archive: Archive
     validation: int
     settings: EvaluationSettings
@@ -75,6 +76,11 @@ class _Context:
     def solver(self) -> str:
         """Of the teacher's sampler."""
         return str(self.archive.plan.sampler["solver"])
+
+    @property
+    def predicted(self) -> int:
+        """How many of the stored states the student predicts from: all but the end, or the start alone."""
+        return len(self.archive.sigmas) - 1 if self.student.between else 1
 
     def noise(self, start: int, stop: int) -> Tensor:
         """The evaluation's unit noise, which no archive and no other sampling uses."""
@@ -113,7 +119,7 @@ def evaluate(
     under what it depends on, so that an interrupted evaluation goes on and an unchanged row is not repeated.
     """
     path, state = _find_checkpoint(checkpoint, reporter)
-    student = HKD.from_pretrained(path, device, cast(Any, settings.weights))
+    student = load_model(path, device, cast(Any, settings.weights))
     loaded = load_teacher(teacher, device)
     if loaded.image_shape != student.image_shape:
         raise UsageError(
@@ -357,7 +363,7 @@ def quantised(images: Tensor) -> Tensor:
 
 
 def _match(context: _Context) -> tuple[list[Row], list[Row]]:
-    """How well the student maps every stored state of held-out trajectories to their end; and the start, by
+    """How well the student maps the stored states of held-out trajectories to their end; and the start, by
     class."""
     sigmas = context.archive.sigmas
     held_out = range(min(MATCHED, context.validation))
@@ -369,10 +375,10 @@ def _match(context: _Context) -> tuple[list[Row], list[Row]]:
     rows = []
     by_class: list[Row] = []
     with (
-        context.reporter.phase("match to the teacher", len(sigmas) - 1, "times") as advance,
+        context.reporter.phase("match to the teacher", context.predicted, "times") as advance,
         torch.inference_mode(),
     ):
-        for index, sigma in enumerate(sigmas[:-1].tolist()):
+        for index, sigma in enumerate(sigmas[: context.predicted].tolist()):
             context.check_stop()
             x = torch.from_numpy(states[:, index]).float().to(context.device)
             images = context.student.predict(x, torch.full((len(x),), sigma, device=context.device), labels)
@@ -483,12 +489,13 @@ def _strip_picture(context: _Context) -> None:
     rows, captions = [], []
     for index, trajectory in enumerate(states):
         x = torch.from_numpy(trajectory).float().to(context.device)
-        own = None if classes is None else np.repeat(classes[index], len(sigmas) - 1)
-        made = context.student.predict(
-            x[:-1], torch.from_numpy(sigmas[:-1]).float().to(context.device), context.told(own)
-        )
+        known = context.predicted
+        own = None if classes is None else np.repeat(classes[index], known)
+        levels = torch.from_numpy(sigmas[:known]).float().to(context.device)
+        made = context.student.predict(x[:known], levels, context.told(own))
         shown = trajectory.astype(np.float32) / np.maximum(1, sigmas)[:, None, None, None]
-        rows += [shown, torch.cat([made, x[-1:]]).cpu().numpy()]
+        blank = torch.ones_like(x[known:-1])
+        rows += [shown, torch.cat([made, blank, x[-1:]]).cpu().numpy()]
         captions += [
             f"trajectory {index}{'' if classes is None else f', class {classes[index]}'}: "
             "states (x / max(1, sigma))",

@@ -37,9 +37,9 @@ hkdpipe sample --model THIS_FOLDER --count 64 --out samples
 
 ```python
 import torch
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods import load_model
 
-model = HKD.from_pretrained("THIS_FOLDER")
+model = load_model("THIS_FOLDER")
 images = model.sample(torch.randn(16, *model.image_shape))  # in [-1, 1]
 ```
 

@@ -21,7 +21,7 @@ from hkdpipe.stages.pictures import grid, save_png, to_uint8
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import TeacherSampling
 from hkdpipe.trainer.labels import one_hot
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.sampler import Churn, evaluations, sample_stochastic, sample_trajectory
 from hkdpipe.trainer.teacher import load_teacher
 
@@ -46,7 +46,7 @@ def sample(
     class, of a conditional model: drawn of those it was trained on, unless `class_number` says which; the
     .npz then holds `labels`, int64 (N,), too. UsageError where the model was not trained on that class.
     """
-    student = HKD.from_pretrained(model, device)
+    student = load_model(model, device)
     label_dim = student.arch.label_dim
     classes = _asked(_trained_on(model, label_dim) if label_dim else (), class_number)
 

@@ -22,11 +22,11 @@ from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
 from hkdpipe.trainer.distributed import World, connected
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
-from hkdpipe.trainer.loss import Batch, distillation_loss
+from hkdpipe.trainer.loss import Batch
 from hkdpipe.trainer.methods import METHODS
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.perceptual import Distance, perceptual_distance
-from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
+from hkdpipe.trainer.settings import MethodSettings, TrainingSettings, check_without_states_between
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
 
@@ -35,7 +35,7 @@ def train(
     archive: Path,
     out: Path,
     training: TrainingSettings,
-    koopman: KoopmanSettings,
+    options: MethodSettings | None,
     *,
     device: torch.device,
     world: World,
@@ -44,8 +44,9 @@ def train(
 ) -> Summary:
     """Train in `out` (checkpoints/, metrics.csv) until the budget is seen, from where it was interrupted.
 
-    Every process of `world` calls this with the same arguments. Raises UsageError where `out` holds another
-    training or the archive is another teacher's.
+    `options` are the settings of the method's own section, None where it has none. Every process of `world`
+    calls this with the same arguments. Raises UsageError where `out` holds another training or the archive is
+    another teacher's.
     """
     rank_slice(0, training.batch_size, world.rank, world.size)  # refuses a batch that cannot be divided
     loaded = load_teacher(teacher, device)
@@ -59,9 +60,9 @@ def train(
             DTYPES[training.precision],
         )
         make_folders(out)
-        identity = training_identity(trajectories, training, koopman)
+        identity = training_identity(trajectories, training, options)
         with _owned_by_first(out, world) as check_owned, connected(world, device):
-            state = new_student(loaded, trajectories, training, koopman, device)
+            state = new_student(loaded, trajectories, training, options, device)
             resume(out / "checkpoints", state, identity, reporter.line)
             did_nothing = state.seen >= training.budget
             if not did_nothing:
@@ -114,20 +115,18 @@ def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings
         raise UsageError(
             f"training.validation: got {training.validation}; accepted: below the archive's {len(archive)}"
         )
-    if training.times > 1 and len(archive.sigmas) == 2:
-        raise UsageError(
-            f"training.times: got {training.times}; accepted: 1, as {path} holds no states in between"
-        )
+    if len(archive.sigmas) == 2:
+        check_without_states_between(training, f"{path} holds no states in between")
 
 
-def training_identity(archive: Archive, training: TrainingSettings, koopman: KoopmanSettings) -> str:
+def training_identity(archive: Archive, training: TrainingSettings, options: MethodSettings | None) -> str:
     """Digest of what a training learns and from what; archives of either form give the same."""
     values = {key: value for key, value in archive.plan.identity_values().items() if key != "form"}
     return digest(
         {
             "archive": values,
             "training": of_kind(training, "identity"),
-            "koopman": of_kind(koopman, "identity"),
+            "method": of_kind(options, "identity") if options else {},
         }
     )
 
@@ -136,11 +135,11 @@ def new_student(
     teacher: Teacher,
     archive: Archive,
     training: TrainingSettings,
-    koopman: KoopmanSettings,
+    options: MethodSettings | None,
     device: torch.device,
-) -> TrainingState[HKD]:
+) -> TrainingState[Student]:
     """The student before its first step, with its optimiser."""
-    student = METHODS[training.method].from_teacher(teacher.network, koopman, **archive.plan.schedule)
+    student = METHODS[training.method].from_teacher(teacher.network, options, **archive.plan.schedule)
     student.to(device, DTYPES[training.precision])
     optimizer = torch.optim.AdamW(student.parameter_groups(training), fused=True)
     return new_state(student, optimizer)
@@ -150,12 +149,13 @@ def read_batch(archive: Archive, training: TrainingSettings, start: int, stop: i
     """The trajectories at positions start..stop-1 at their drawn times, their ends and labels, in float32."""
     blocks = Blocks(archive.plan.shard_size, training.block_shards) if training.order == "blocks" else None
     indices = training_indices(training.seed, start, stop, training.validation, len(archive), blocks)
-    drawn = METHODS[training.method].draw_states(training, np.arange(start, stop), archive.sigmas)
+    positions = np.arange(start, stop)
+    drawn = METHODS[training.method].draw_states(training, positions, archive.sigmas)
     end = np.full((len(drawn), 1), len(archive.sigmas) - 1)
     states = torch.from_numpy(archive.read(indices, np.concatenate([drawn, end], axis=1))).float()
     sigmas = torch.from_numpy(archive.sigmas[drawn]).float()
     labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
-    return Batch(states[:, :-1], sigmas, states[:, -1], labels)
+    return Batch(states[:, :-1], torch.from_numpy(drawn), sigmas, states[:, -1], labels, positions)
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def training_folder(out: Path) -> Iterator[Callable[[], None]]:
 
 
 def _fit(
-    state: TrainingState[HKD],
+    state: TrainingState[Student],
     archive: Archive,
     distance: Distance | None,
     training: TrainingSettings,
@@ -203,8 +203,8 @@ def _fit(
     metrics = MetricsLog(out / "metrics.csv", state.seen) if world.first else None
     held_out = held_out_starts(archive, training, device)
 
-    def loss(model: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return distillation_loss(model, batch.to(device), distance, training, progress)
+    def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return state.model.loss(module, batch.to(device), distance, training, progress)
 
     with reporter.phase("training", training.budget, "trajectories", state.seen) as advance:
 
@@ -214,10 +214,10 @@ def _fit(
             metrics.append(seen, values)
             advance(seen, loss=values["loss"], mse=values["mse"])
 
-        def saved(state: TrainingState[HKD], path: Path) -> None:
+        def saved(state: TrainingState[Student], path: Path) -> None:
             if held_out is not None:
                 with torch.inference_mode():
-                    images = state.ema(held_out.states[:, 0], held_out.sigmas[:, 0], held_out.labels)
+                    images = state.ema.predict(held_out.states[:, 0], held_out.sigmas[:, 0], held_out.labels)
                 error = float(((images - held_out.ends) ** 2).mean())
                 reporter.line(f"{path.name}: one-step MSE on {len(images)} held-out trajectories {error:.4f}")
 
@@ -249,4 +249,5 @@ def held_out_starts(archive: Archive, training: TrainingSettings, device: torch.
     states = torch.from_numpy(archive.read(range(count), [0, len(archive.sigmas) - 1])).float()
     sigmas = torch.full((count, 1), float(archive.sigmas[0]))
     labels = one_hot(archive.plan.labels(range(count)), archive.plan.label_dim)
-    return Batch(states[:, :1], sigmas, states[:, 1], labels).to(device)
+    starts = torch.zeros(count, 1, dtype=torch.int64)
+    return Batch(states[:, :1], starts, sigmas, states[:, 1], labels).to(device)

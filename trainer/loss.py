@@ -1,10 +1,14 @@
-"""The distillation loss d = lambda1 MSE + lambda2 perceptual, and how the times share it (appendix D.4)."""
+"""The distance d = lambda1 MSE + lambda2 perceptual of images, and its mean over the times (appendix D.4)."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hkdpipe.trainer.perceptual import Distance
@@ -17,16 +21,26 @@ class Batch:
 
     states: Tensor
     """(B, s, C, H, W)"""
+    numbers: Tensor
+    """(B, s): which ones of the stored states they are, 0 the start."""
     sigmas: Tensor
     """(B, s)"""
     ends: Tensor
     """(B, C, H, W)"""
     labels: Tensor | None = None
     """(B, label_dim), one-hot; None of an unconditional teacher."""
+    positions: NDArray[np.int64] | None = None
+    """(B,) in the sequence of samples: what a loss draws is a function of them. None outside of training."""
 
     def to(self, device: torch.device) -> Batch:
-        labels = None if self.labels is None else self.labels.to(device)
-        return Batch(self.states.to(device), self.sigmas.to(device), self.ends.to(device), labels)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
+        return dataclasses.replace(self, **moved)
+
+    def with_states(self, which: slice) -> Batch:
+        """With some of the s states alone."""
+        chosen = {name: getattr(self, name)[:, which] for name in ("states", "numbers", "sigmas")}
+        return dataclasses.replace(self, **chosen)
 
 
 def mse_weight(progress: float, decades: float) -> float:
@@ -34,25 +48,44 @@ def mse_weight(progress: float, decades: float) -> float:
     return float(10 ** (-decades * progress))
 
 
-def time_weights(times: int) -> Tensor:
-    """Weights (s,) of a trajectory's times: 1 for the start, 1/(s-1) for each time in between."""
-    weights = torch.ones(times)
-    weights[1:] = 1 / max(1, times - 1)
-    return weights
+def time_weights(numbers: Tensor, between: float) -> Tensor:
+    """Weights (B, s), float64: 1 of a start, which has number 0, `between` of the mean of the others."""
+    others = between / max(1, numbers.shape[1] - 1)
+    return torch.full_like(numbers, others, dtype=torch.float64).masked_fill(numbers == 0, 1.0)
+
+
+def shares(batch: Batch, training: TrainingSettings) -> Tensor:
+    """What each of the B s states, those of a trajectory together, adds to a mean over the batch: (B s,)."""
+    return (time_weights(batch.numbers, training.between_weight) / len(batch.numbers)).flatten()
 
 
 def distillation_loss(
     model: nn.Module, batch: Batch, distance: Distance | None, training: TrainingSettings, progress: float
 ) -> dict[str, Tensor]:
-    """Means over the batch: 'loss' to descend and its parts 'mse' and 'perceptual', unweighted.
+    """`image_terms` of the images that model(states, sigmas, labels) makes of every state of the batch.
 
     With one time per trajectory: d of that time. With s: d of the start plus the mean of the others.
     """
-    count, times = batch.sigmas.shape
-    ends = batch.ends.repeat_interleave(times, dim=0)
+    times = batch.sigmas.shape[1]
     labels = None if batch.labels is None else batch.labels.repeat_interleave(times, dim=0)
     images = model(batch.states.flatten(0, 1), batch.sigmas.flatten(), labels)
-    share = (time_weights(times).to(images) / count).repeat(count)
+    ends = batch.ends.repeat_interleave(times, dim=0)
+    return image_terms(images, ends, shares(batch, training), distance, training, progress)
+
+
+def image_terms(
+    images: Tensor,
+    ends: Tensor,
+    share: Tensor,
+    distance: Distance | None,
+    training: TrainingSettings,
+    progress: float,
+) -> dict[str, Tensor]:
+    """'loss', which is d, and its parts 'mse' and 'perceptual', unweighted.
+
+    images and ends (N, C, H, W); share (N,) is what each adds to the sums.
+    """
+    share = share.to(images)
     mse = ((images - ends.to(images)) ** 2).mean(dim=(1, 2, 3)) @ share
     loss = mse_weight(progress, training.mse_decades) * mse
     terms = {"mse": mse}

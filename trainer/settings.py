@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.settings import MAX_SEED, setting
 
 
@@ -31,6 +32,18 @@ class TrainingSettings:
         "the times in between: 'uniform' in sigma, at the nearest stored state (paper); 'grid': every stored "
         "state alike",
         choices=("uniform", "grid"),
+    )
+    between_weight: float = setting(
+        1.0,
+        "weight of the times in between, of whose losses the mean is taken, beside 1 for the start; "
+        "times - 1 makes it the sum (algorithm 1 of the paper)",
+        minimum=0.0,
+    )
+    latent_weight: float = setting(
+        0.0,
+        "weight of the latent consistency of hkd: the observables evolved to the end, against those of the "
+        "last state above sigma = 0, relative to these in each tensor",
+        minimum=0.0,
     )
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0.0)
     schedule: str = setting(
@@ -140,3 +153,14 @@ class TeacherTrainingSettings:
     ema: float = setting(0.998, "decay per step of the averaged weights", minimum=0.0, maximum=1.0)
     seed: int = setting(0, "seed of the weights, the order and the noise", minimum=0, maximum=MAX_SEED)
     checkpoint_every: int = setting(500, "steps between checkpoints", minimum=1, kind="operational")
+
+
+MethodSettings = KoopmanSettings
+"""The settings of a method's own section."""
+
+
+def check_without_states_between(training: TrainingSettings, reason: str) -> None:
+    """Raises UsageError where a training needs states in between, of which `reason` says there are none."""
+    for key, accepted in (("times", 1), ("latent_weight", 0)):
+        if (given := getattr(training, key)) > accepted:
+            raise UsageError(f"training.{key}: got {given}; accepted: {accepted}, as {reason}")

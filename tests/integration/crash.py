@@ -37,7 +37,7 @@ from tiny import STAGES, Inputs
 from hkdpipe.manifests import archive, webdataset_form, zarr_form
 from hkdpipe.stages import evaluate, generate, metrics_log, train, train_teacher
 from hkdpipe.trainer import checkpoint, loop
-from hkdpipe.trainer.methods import hkd
+from hkdpipe.trainer.methods import student
 
 # The stages import these when they first need them.
 LAZY = (
@@ -90,7 +90,7 @@ POINTS: dict[str, list[Point]] = {
         *_FILES,
     ],
     "evaluate": [
-        ("load", hkd, "read_weights"),
+        ("load", student, "read_weights"),
         ("measure", evaluate, "quantised"),
         ("teacher", evaluate, "sample_trajectory"),
         ("picture", evaluate, "save_png"),
@@ -98,7 +98,7 @@ POINTS: dict[str, list[Point]] = {
         ("speed", evaluate, "_seconds"),
         ("row", evaluate, "write_json"),
         ("table", evaluate, "write_atomic"),
-        ("export", hkd.HKD, "save"),
+        ("export", student.Student, "save"),
         *_FILES,
     ],
 }

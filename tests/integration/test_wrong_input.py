@@ -498,7 +498,7 @@ CASES = {
     "no model": Case(f"{SAMPLE} none", 3, r"none: no such model; accepted: .*"),
     "an empty folder": Case(f"{SAMPLE} empty", 3, r"empty: no such model; .*", lambda: Path("empty").mkdir()),
     "a teacher as model": Case(
-        f"{SAMPLE} teacher", 3, r"teacher/config\.json: not the configuration of an HKD .*"
+        f"{SAMPLE} teacher", 3, r"teacher/config\.json: not the configuration of a model; methods: hkd.*"
     ),
     "truncated checkpoint": Case(
         f"{SAMPLE} training/checkpoints/step-00000012",
@@ -563,7 +563,7 @@ def test_the_same_from_a_process_of_its_own(name: str, folder: Path) -> None:
         ),
         (
             edit("export/config.json", lambda config: config["koopman"].update(time="fast")),
-            r"export/config\.json: not the configuration of an HKD model .*",
+            r"export/config\.json: not the configuration of a model of method 'hkd' .*",
         ),
     ],
 )

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
-from hkdpipe.trainer.methods.hkd import HKD
+from pathlib import Path
 
-METHODS = {"hkd": HKD}
+import torch
+
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods.student import Student, Weights, saved_model
+
+METHODS: dict[str, type[Student]] = {method.name: method for method in (HKD,)}
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu", weights: Weights = "ema") -> Student:
+    """Load an export, or a checkpoint (of which `weights` says which ones), of any method, for sampling.
+
+    Raises InputError where the folder holds neither or a damaged one.
+    """
+    saved = saved_model(Path(folder), weights)
+    method = saved.config.get("method") if isinstance(saved.config, dict) else None
+    if method not in METHODS:
+        raise InputError(
+            f"{saved.described}: not the configuration of a model; methods: {', '.join(METHODS)}"
+        )
+    return METHODS[method].restored(saved, device)

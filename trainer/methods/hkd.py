@@ -6,75 +6,58 @@ bottleneck evolve by a Koopman operator of their own. E and D start as the teach
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkdpipe.manifests import rng
-from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import atomic_folder, read_json, write_json
-from hkdpipe.manifests.settings import parse_section
-from hkdpipe.trainer.checkpoint import read_state
+from hkdpipe.manifests.errors import UsageError
 from hkdpipe.trainer.koopman import KoopmanOperator, evolution_time
-from hkdpipe.trainer.networks import UNFIT, Architecture, PreconditionedUNet, build_unet, noise_label
+from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares
+from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet, noise_label
+from hkdpipe.trainer.perceptual import Distance
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
-from hkdpipe.trainer.teacher import read_weights
-
-FORMAT = "hkdpipe-model"
-_WEIGHTS = {"ema": "ema", "raw": "weights"}  # file names in a checkpoint
 
 
-class HKD(nn.Module):
+class HKD(Student):
     """The student: encoder, one Koopman operator per tensor, decoder."""
 
-    def __init__(
-        self, arch: Architecture, koopman: KoopmanSettings, sigma_min: float, sigma_max: float, rho: float
-    ) -> None:
-        """`sigma_min`, `sigma_max`, `rho` are the schedule's of the trajectories learned from.
+    name = "hkd"
+    section = "koopman"
+    settings_type = KoopmanSettings
+    settings: KoopmanSettings
 
-        `arch` is the teacher's; a student has no dropout and is not told of augmentations. Raises UsageError
-        for a teacher whose preconditioning is not EDM's.
-        """
-        super().__init__()
+    def __init__(
+        self, arch: Architecture, settings: KoopmanSettings, sigma_min: float, sigma_max: float, rho: float
+    ) -> None:
+        """Raises UsageError for a teacher whose preconditioning is not EDM's."""
+        super().__init__(arch, settings, sigma_min, sigma_max, rho)
         if arch.preconditioning != "edm":
             raise UsageError(
                 f"teacher: its preconditioning is '{arch.preconditioning}'; accepted for hkd: 'edm' (its "
                 "trajectories can be generated and compared with)"
             )
-        self.arch = arch = dataclasses.replace(arch, dropout=0.0, augment_dim=0)
-        self.settings = koopman
-        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
-        unet = build_unet(arch)
+        unet = build_unet(self.arch)
         self.encoder, self.decoder = unet.part("enc"), unet.part("dec")
         shapes = unet.skip_shapes()
-        evolved = {"full": range(len(shapes)), "bottleneck": [len(shapes) - 1], "none": []}[koopman.hierarchy]
+        evolved = {"full": range(len(shapes)), "bottleneck": [len(shapes) - 1], "none": []}[
+            settings.hierarchy
+        ]
         self.koopman = nn.ModuleDict(
-            {str(index): KoopmanOperator(*shapes[index], koopman.sharing) for index in evolved}
+            {str(index): KoopmanOperator(*shapes[index], settings.sharing) for index in evolved}
         )
 
-    @classmethod
-    def from_teacher(
-        cls,
-        teacher: PreconditionedUNet,
-        koopman: KoopmanSettings,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
-    ) -> HKD:
-        """A student with the teacher's weights and idle operators."""
-        student = cls(teacher.arch, koopman, sigma_min, sigma_max, rho)
+    def start_from(self, teacher: PreconditionedUNet) -> None:
+        """The teacher's two halves, and idle operators."""
         weights = teacher.model.state_dict()
-        for half in (student.encoder, student.decoder):
+        for half in (self.encoder, self.decoder):
             half.load_state_dict({name: weights[name] for name in half.state_dict()})
-        return student.to(teacher.model.map_layer0.weight.device)
 
     def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """E(x, sigma): the observables of states x (N, C, H, W) at noise levels sigma (N,), finest first.
@@ -103,18 +86,48 @@ class HKD(nn.Module):
         emb = self.decoder.embed(noise_label(sigma, len(z[-1])), self._one_hot(labels))
         return self.decoder.decode(z, emb) * self.arch.sigma_data
 
-    def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The end of the trajectory that passes x (N, C, H, W) at sigma (N,)."""
+    def observe(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """The observables at the end of the trajectory that passes x (N, C, H, W) at sigma (N,)."""
         end = torch.full_like(sigma[:1], self.sigma_min)
-        return self.decode(self.evolve(self.encode(x, sigma, labels), sigma, end), labels)
+        return self.evolve(self.encode(x, sigma, labels), sigma, end)
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.predict(x, sigma, labels)
+    def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.decode(self.observe(x, sigma, labels), labels)
 
-    def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """One-step images from unit noise (N, C, H, W)."""
-        sigma = torch.full((len(noise),), self.sigma_max, dtype=self.dtype, device=noise.device)
-        return self.predict(noise.to(self.dtype) * self.sigma_max, sigma, labels)
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, observables: bool = False
+    ) -> Any:
+        """The prediction; with `observables` it and those that it is decoded from."""
+        z = self.observe(x, sigma, labels)
+        images = self.decode(z, labels)
+        return (images, z) if observables else images
+
+    def loss(
+        self,
+        module: nn.Module,
+        batch: Batch,
+        distance: Distance | None,
+        training: TrainingSettings,
+        progress: float,
+    ) -> dict[str, Tensor]:
+        """The distillation loss, and 'latent', the latent consistency, where it has a weight."""
+        if not training.latent_weight:
+            return distillation_loss(module, batch, distance, training, progress)
+        drawn, last = batch.with_states(slice(-1)), batch.with_states(slice(-1, None))
+        times = drawn.sigmas.shape[1]
+
+        def for_each_time(values: Tensor) -> Tensor:
+            return values.repeat_interleave(times, dim=0)
+
+        labels = None if batch.labels is None else for_each_time(batch.labels)
+        images, z = module(drawn.states.flatten(0, 1), drawn.sigmas.flatten(), labels, observables=True)
+        share = shares(drawn, training)
+        terms = image_terms(images, for_each_time(batch.ends), share, distance, training, progress)
+        with torch.no_grad():
+            end = self.observe(last.states.flatten(0, 1), last.sigmas.flatten(), batch.labels)
+        terms["latent"] = latent_error(z, [for_each_time(target) for target in end]) @ share.to(images)
+        terms["loss"] = terms["loss"] + training.latent_weight * terms["latent"]
+        return terms
 
     def _one_hot(self, labels: Tensor | None) -> Tensor | None:
         if labels is None:
@@ -124,14 +137,6 @@ class HKD(nn.Module):
     def tau(self, sigma: Tensor) -> Tensor:
         """The time coordinate of the evolution."""
         return evolution_time(sigma, self.settings.time, self.sigma_min, self.sigma_max, self.rho)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.dtype
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return (self.arch.img_channels, self.arch.img_resolution, self.arch.img_resolution)
 
     def parameter_groups(self, training: TrainingSettings) -> list[dict[str, Any]]:
         """Groups for the optimiser: the networks, and the operators with their own rate and no decay."""
@@ -152,70 +157,40 @@ class HKD(nn.Module):
 
         `sigmas` (n + 1,) are those of the stored states, the last one 0; drawn are states 0 .. n-1. With one
         time: the start with probability `endpoint_share`, else one in between. With s: the start first.
-        Where no states in between are stored, it is always the start.
+        Where no states in between are stored, it is always the start. A column for state n - 1, to whose
+        observables the others shall lead, follows where training.latent_weight is above 0.
         """
-        between = np.arange(1, len(sigmas) - 1)
-        if not len(between):
-            return np.zeros((len(positions), training.times), dtype=np.int64)
-        draws = rng.uniform(training.seed, "times", positions, training.times + 1)
-        if training.time_sampling == "grid":
-            states = between[(draws[:, 1:] * len(between)).astype(np.int64)]
-        else:
-            sigma = sigmas[-2] + draws[:, 1:] * (sigmas[0] - sigmas[-2])
-            states = between[np.abs(sigma[:, :, None] - sigmas[between]).argmin(axis=2)]
-        if training.times > 1:
-            states[:, 0] = 0
-        else:
-            states[draws[:, 0] < training.endpoint_share] = 0
-        return states
+        drawn = _draw_times(training, positions, sigmas)
+        if training.latent_weight:
+            drawn = np.pad(drawn, ((0, 0), (0, 1)), constant_values=len(sigmas) - 2)
+        return drawn
 
-    def config(self) -> dict[str, Any]:
-        """All but the weights, as it stands in exports and checkpoints; JSON-serialisable."""
-        return {
-            "format": FORMAT,
-            "version": 1,
-            "method": "hkd",
-            "architecture": self.arch.to_json(),
-            "koopman": dict(vars(self.settings)),
-            "schedule": {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho},
-        }
 
-    @classmethod
-    def from_config(cls, config: Any, path: Path) -> HKD:
-        """The inverse of `config`, without weights. Raises InputError naming `path` if it is none."""
-        try:
-            if config["format"] != FORMAT or config["method"] != "hkd":
-                raise InputError(f"{path}: not the configuration of an HKD model")
-            koopman = parse_section(KoopmanSettings, config["koopman"], "koopman")
-            return cls(Architecture.from_json(config["architecture"]), koopman, **config["schedule"])
-        except (*UNFIT, UsageError) as error:
-            raise InputError(f"{path}: not the configuration of an HKD model ({error})") from None
+def _draw_times(
+    training: TrainingSettings, positions: NDArray[np.int64], sigmas: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    between = np.arange(1, len(sigmas) - 1)
+    if not len(between):
+        return np.zeros((len(positions), training.times), dtype=np.int64)
+    draws = rng.uniform(training.seed, "times", positions, training.times + 1)
+    if training.time_sampling == "grid":
+        states = between[(draws[:, 1:] * len(between)).astype(np.int64)]
+    else:
+        sigma = sigmas[-2] + draws[:, 1:] * (sigmas[0] - sigmas[-2])
+        states = between[np.abs(sigma[:, :, None] - sigmas[between]).argmin(axis=2)]
+    if training.times > 1:
+        states[:, 0] = 0
+    else:
+        states[draws[:, 0] < training.endpoint_share] = 0
+    return states
 
-    def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write the export that `from_pretrained` reads: model.safetensors and config.json."""
-        with atomic_folder(folder) as temporary:
-            write_json(temporary / "config.json", {**self.config(), "about": about})
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-            (temporary / "model.safetensors").write_bytes(save(weights))
 
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, device: torch.device | str = "cpu", weights: Literal["ema", "raw"] = "ema"
-    ) -> HKD:
-        """Load an export, or a checkpoint (of which `weights` says which ones), for sampling.
+def latent_error(found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """|found - target|^2 / |target|^2 of each tensor (N, C, H, W), the mean over tensors: (N,)."""
 
-        Raises InputError where the folder holds neither or a damaged one.
-        """
-        folder = Path(folder)
-        if (folder / "config.json").is_file():
-            config, described, file = read_json(folder / "config.json"), "config.json", "model.safetensors"
-        elif (folder / "state.json").is_file():
-            state = read_state(folder)
-            config, described, file = state.get("model"), "state.json", f"{_WEIGHTS[weights]}.safetensors"
-        else:
-            raise InputError(
-                f"{folder}: no such model; accepted: a checkpoint, or an export (a folder with config.json)"
-            )
-        model = cls.from_config(config, folder / described)
-        model.load_state_dict(read_weights(folder / file, model.state_dict()))
-        return model.eval().requires_grad_(False).to(device)
+    def energy(tensor: Tensor) -> Tensor:
+        exact = torch.promote_types(tensor.dtype, torch.float32)
+        return tensor.to(exact).square().sum(dim=(1, 2, 3))
+
+    errors = [energy(one - other) / energy(other) for one, other in zip(found, target, strict=True)]
+    return torch.stack(errors).mean(dim=0)

@@ -88,7 +88,7 @@ def sampled(
 ) -> Recorder:
     """What a model in `out` is given, in batches of five."""
     recorder = Recorder(label_dim)
-    monkeypatch.setattr(HKD, "from_pretrained", lambda *arguments: recorder)
+    monkeypatch.setattr(sampling, "load_model", lambda *arguments: recorder)
     monkeypatch.setattr(sampling, "BATCH_SIZE", 5)
     work: dict[str, Any] = {"device": CPU, "reporter": Silent(), "stop": lambda: False}
     sampling.sample(out, out, count, SEED, **options, **work)

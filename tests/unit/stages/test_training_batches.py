@@ -38,7 +38,9 @@ def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive,
     drawn = HKD.draw_states(training, np.arange(5, 25), archive.sigmas)
     assert batch.states.shape == (20, times, 1, 2, 2)
     assert batch.ends.shape == (20, 1, 2, 2)
-    assert {value.dtype for value in vars(batch).values() if value is not None} == {torch.float32}
+    assert {batch.states.dtype, batch.sigmas.dtype, batch.ends.dtype} == {torch.float32}
+    assert np.array_equal(batch.numbers, drawn)
+    assert np.array_equal(batch.positions, np.arange(5, 25))  # type: ignore[arg-type]
     if archive.plan.classes:
         assert batch.labels is not None
         assert batch.labels.shape == (20, 4)
@@ -57,7 +59,7 @@ def test_batches_depend_on_the_positions_alone(archive: Archive) -> None:
         if value is None:
             assert not archive.plan.classes
             continue
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), value)
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), value)
 
 
 def test_batches_in_blocks_of_shards(archive: Archive) -> None:

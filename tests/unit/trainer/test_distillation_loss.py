@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,30 +41,42 @@ def test_mse_weight_without_decades_is_one() -> None:
     assert [mse_weight(progress, 0.0) for progress in (0.0, 0.4, 1.0)] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(("times", "expected"), [(1, [1]), (2, [1, 1]), (5, [1, 0.25, 0.25, 0.25, 0.25])])
-def test_time_weights(times: int, expected: list[float]) -> None:
-    assert time_weights(times).tolist() == expected
+@pytest.mark.parametrize(
+    ("numbers", "between", "expected"),
+    [
+        ([[0], [4], [1]], 1.0, [[1], [1], [1]]),
+        ([[0], [4], [1]], 0.3, [[1], [0.3], [0.3]]),
+        ([[0, 3], [0, 1]], 1.0, [[1, 1], [1, 1]]),
+        ([[0, 9, 2, 2, 1]], 1.0, [[1, 0.25, 0.25, 0.25, 0.25]]),
+        ([[0, 9, 2, 2, 1]], 4.0, [[1, 1, 1, 1, 1]]),
+    ],
+)
+def test_time_weights(numbers: list[list[int]], between: float, expected: list[list[float]]) -> None:
+    found = time_weights(torch.tensor(numbers), between)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("distance", [None, worst_pixel])
 @pytest.mark.parametrize("times", [1, 2, 5])
 @pytest.mark.parametrize("classes", [None, [2, 0, 0, 1]])
+@pytest.mark.parametrize("between", [1.0, 0.3])
 def test_distillation_loss_is_the_sum_written_out(
-    classes: list[int] | None, times: int, distance: Distance | None
+    between: float, classes: list[int] | None, times: int, distance: Distance | None
 ) -> None:
-    """The mean over trajectories of d(start) + the mean of d(t) over the times in between."""
-    training = TrainingSettings(times=times, perceptual_weight=2.5, mse_decades=3.0)
+    """The mean over trajectories of d(start) + the weighted mean of d(t) over the times in between."""
+    training = TrainingSettings(times=times, perceptual_weight=2.5, mse_decades=3.0, between_weight=between)
     model, progress = Scaling().double(), 0.3
     states = torch.randn(4, times, 1, 3, 2, dtype=torch.float64)
     labels = None if classes is None else torch.eye(3)[classes]
-    batch = Batch(states, torch.rand(4, times).double(), torch.randn(4, 1, 3, 2).double(), labels)
+    numbers = torch.arange(times).expand(4, times)
+    batch = Batch(states, numbers, torch.rand(4, times).double(), torch.randn(4, 1, 3, 2).double(), labels)
     totals = {"loss": 0.0, "mse": 0.0, "perceptual": 0.0}
     for trajectory in range(4):
         end = batch.ends[trajectory]
         for time in range(times):
             image = 0.8 * states[trajectory, time] / (1 + batch.sigmas[trajectory, time])
             image = image + (classes[trajectory] if classes else 0)
-            share = 1 if time == 0 else 1 / (times - 1)
+            share = 1 if time == 0 else between / (times - 1)
             squares = [value**2 for value in (image - end).flatten().tolist()]
             mse = sum(squares) / len(squares)
             perceptual = max(squares) ** 0.5 if distance else 0.0
@@ -80,7 +93,17 @@ def test_distillation_loss_is_the_sum_written_out(
 
 
 def test_batch_moves_as_a_whole() -> None:
-    batch = Batch(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1), torch.zeros(1, 1, 2, 2), torch.eye(1))
+    numbers, positions = torch.zeros(1, 1, dtype=torch.int64), np.arange(1)
+    batch = Batch(
+        torch.zeros(1, 1, 1, 2, 2),
+        numbers,
+        torch.ones(1, 1),
+        torch.zeros(1, 1, 2, 2),
+        torch.eye(1),
+        positions,
+    )
     moved = batch.to(torch.device("meta"))
-    assert {value.device.type for value in vars(moved).values()} == {"meta"}
+    assert moved.positions is positions
+    tensors = [value for name, value in vars(moved).items() if name != "positions"]
+    assert {value.device.type for value in tensors} == {"meta"}
     assert replace(batch, labels=None).to(torch.device("meta")).labels is None

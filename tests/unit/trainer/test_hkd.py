@@ -339,7 +339,7 @@ def test_wrong_configuration_names_its_file(
         folder = save_checkpoint(tmp_path, new_state(student, optimizer), {"model": changed}, keep=1)
     with pytest.raises(InputError) as raised:
         HKD.from_pretrained(folder)
-    assert str(raised.value).startswith(f"{folder / place}: not the configuration of an HKD model")
+    assert str(raised.value).startswith(f"{folder / place}: not the configuration of a model of method 'hkd'")
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:

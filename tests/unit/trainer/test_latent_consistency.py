@@ -1,0 +1,195 @@
+"""The latent consistency of HKD, and the gradients of its loss in the operators."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hkdpipe.manifests.errors import UsageError
+from hkdpipe.trainer.koopman import KoopmanOperator
+from hkdpipe.trainer.loss import Batch, distillation_loss
+from hkdpipe.trainer.methods.hkd import HKD, latent_error
+from hkdpipe.trainer.sampler import sigma_schedule
+from hkdpipe.trainer.settings import TrainingSettings, check_without_states_between
+
+Relative = Callable[[Tensor, Tensor], float]
+SIGMAS = sigma_schedule(6)
+TRAINING = TrainingSettings(latent_weight=0.7, times=2, perceptual="none", mse_decades=0.0)
+
+
+def batch_of(numbers: list[list[int]]) -> Batch:
+    """Trajectories that are straight lines from noise to an image, in float64; the last state follows."""
+    which = torch.tensor([[*row, 5] for row in numbers])
+    ends, noise = torch.rand(2, len(which), 1, 8, 8, dtype=torch.float64) * 2 - 1
+    sigmas = SIGMAS[which]
+    return Batch(ends[:, None] + sigmas[:, :, None, None, None] * noise[:, None], which, sigmas, ends)
+
+
+@pytest.fixture
+def working(student: HKD) -> HKD:
+    """A student in float64 whose operators are at work."""
+    return student.double().requires_grad_(True)
+
+
+def loss_of(student: HKD, batch: Batch, **changes: Any) -> dict[str, Tensor]:
+    training = TrainingSettings(**{**vars(TRAINING), **changes})
+    return student.loss(student, batch, None, training, 0.0)
+
+
+def test_latent_error_is_the_relative_square_of_each_tensor() -> None:
+    random = np.random.default_rng(0)
+    shapes = [(3, 4, 2, 2), (3, 6, 1, 1)]
+    found, target = ([random.normal(size=shape) for shape in shapes] for _ in range(2))
+    expected = [
+        np.mean([((a[n] - b[n]) ** 2).sum() / (b[n] ** 2).sum() for a, b in zip(found, target, strict=True)])
+        for n in range(3)
+    ]
+    error = latent_error(*([torch.from_numpy(z) for z in side] for side in (found, target)))
+    np.testing.assert_allclose(error, expected, rtol=1e-12)
+    # Each tensor counts the same, however large its values are.
+    scaled = latent_error([torch.from_numpy(z) * 9 for z in found], [torch.from_numpy(z) * 9 for z in target])
+    np.testing.assert_allclose(scaled, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [[[0, 3], [0, 1], [0, 5]], [[0], [2], [5]]])
+def test_consistency_is_the_sum_written_out(working: HKD, numbers: list[list[int]]) -> None:
+    batch = batch_of(numbers)
+    terms = loss_of(working, batch, times=len(numbers[0]))
+    level = SIGMAS[5:6]
+    expected = 0.0
+    for row, states in enumerate(numbers):
+        target = working.encode(batch.states[row, -1:], level)
+        for column, number in enumerate(states):
+            sigma = SIGMAS[number : number + 1]
+            z = working.evolve(working.encode(batch.states[row, column : column + 1], sigma), sigma, level)
+            errors = [
+                (one - other).square().sum() / other.square().sum()
+                for one, other in zip(z, target, strict=True)
+            ]
+            share = 1 if number == 0 else 1 / max(1, len(states) - 1)
+            expected += share * torch.stack(errors).mean().item() / len(numbers)
+    assert terms["latent"].item() == pytest.approx(expected, rel=1e-9)
+    drawn = batch.with_states(slice(-1))
+    images = distillation_loss(working, drawn, None, TRAINING, 0.0)
+    assert terms["mse"].item() == pytest.approx(images["mse"].item(), rel=1e-9)
+    assert terms["loss"].item() == pytest.approx((images["loss"] + 0.7 * expected).item(), rel=1e-9)
+
+
+def test_no_error_at_the_last_state_itself(working: HKD) -> None:
+    assert loss_of(working, batch_of([[5], [5]]), times=1)["latent"].item() == 0
+
+
+def test_target_has_no_gradient(working: HKD) -> None:
+    """The gradient is that towards the observables of a frozen copy of the student."""
+    batch = batch_of([[0, 3], [0, 1]])
+    loss_of(working, batch)["latent"].backward()
+    found = [parameter.grad for parameter in working.encoder.parameters()]
+    frozen = copy.deepcopy(working).requires_grad_(False)
+    sigma = batch.sigmas[:, :-1].flatten()
+    z = working.observe(batch.states[:, :-1].flatten(0, 1), sigma)
+    targets = frozen.observe(batch.states[:, -1], batch.sigmas[:, -1])
+    repeated = [target.repeat_interleave(2, dim=0) for target in targets]
+    expected = torch.autograd.grad(latent_error(z, repeated).sum() / 2, list(working.encoder.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other)
+
+
+def test_target_of_a_state_above_sigma_min_is_evolved_to_it(working: HKD) -> None:
+    """As where the archive leaves out the last state before the end."""
+    batch = batch_of([[0]])
+    batch.sigmas[:, -1] = 3.0
+    z = working.observe(batch.states[:, 0], batch.sigmas[:, 0])
+    target = working.evolve(
+        working.encode(batch.states[:, 1], batch.sigmas[:, 1]), SIGMAS[:1] * 0 + 3, SIGMAS[5:6]
+    )
+    error = loss_of(working, batch, times=1)["latent"].item()
+    assert error == pytest.approx(latent_error(z, target).item(), rel=1e-9)
+
+
+def test_gradient_of_the_consistency_in_closed_form(relative: Relative) -> None:
+    """With y = exp(A dt) z and e = y - t: d|e|^2/d alpha = 2 dt e . y, d|e|^2/d beta = 2 dt e . J y, where J
+    turns a pair (real, imaginary) into (imaginary, -real)."""
+    operator = KoopmanOperator(6, 3, 2).double()
+    with torch.no_grad():
+        operator.alpha.uniform_(-1, 1)
+        operator.beta.uniform_(-3, 3)
+    z, target = torch.randn(2, 4, 6, 3, 2, dtype=torch.float64)
+    dt = torch.tensor([-1.0, -0.4, 0.0, 0.3], dtype=torch.float64)
+    latent_error([operator(z, dt)], [target]).sum().backward()
+    alpha, beta = np.zeros((3, 3, 2)), np.zeros((3, 3, 2))
+    scale, turn = (values.detach().numpy() for values in (operator.alpha, operator.beta))
+    for n, (state, end) in enumerate(zip(z.numpy(), target.numpy(), strict=True)):
+        step = float(dt[n])
+        factor = np.exp((scale - 1j * turn) * step)
+        evolved = factor * (state[:3] + 1j * state[3:])
+        error = evolved - (end[:3] + 1j * end[3:])
+        alpha += 2 * step * (error.conj() * evolved).real / (end**2).sum()
+        beta += 2 * step * (error.conj() * (-1j * evolved)).real / (end**2).sum()
+    assert operator.alpha.grad is not None
+    assert operator.beta.grad is not None
+    assert relative(operator.alpha.grad, torch.from_numpy(alpha)) < 1e-12
+    assert relative(operator.beta.grad, torch.from_numpy(beta)) < 1e-12
+
+
+def absolute_error(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("part", ["alpha", "beta"])
+@pytest.mark.parametrize("latent_weight", [0.0, 0.7])
+def test_gradients_of_the_loss_in_the_operators_match_finite_differences(
+    working: HKD, part: str, latent_weight: float
+) -> None:
+    """Of the whole loss, in float64, along random directions of each tensor's parameters."""
+    batch = batch_of([[0, 3], [0, 1]])
+    training = TrainingSettings(latent_weight=latent_weight, times=2)
+    if not latent_weight:
+        batch = batch.with_states(slice(-1))
+
+    def value() -> Tensor:
+        return working.loss(working, batch, absolute_error, training, 0.4)["loss"]
+
+    value().backward()
+    for name, operator in working.koopman.items():
+        parameter = getattr(operator, part)
+        direction = torch.randn_like(parameter)
+        expected = (parameter.grad * direction).sum().item()
+        sides = []
+        for step in (1e-5, -2e-5):
+            with torch.no_grad():
+                parameter += step * direction
+                sides.append(value().item())
+        with torch.no_grad():
+            parameter += 1e-5 * direction
+        found = (sides[0] - sides[1]) / 2e-5
+        assert math.isfinite(expected)
+        assert expected != 0
+        assert found == pytest.approx(expected, rel=1e-5), f"tensor {name}"
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_last_state_is_read_where_the_consistency_needs_it(times: int) -> None:
+    positions = np.arange(300)
+    drawn = [
+        HKD.draw_states(TrainingSettings(times=times, latent_weight=weight), positions, SIGMAS.numpy())
+        for weight in (0.0, 0.1)
+    ]
+    assert [states.shape for states in drawn] == [(300, times), (300, times + 1)]
+    assert np.array_equal(drawn[0], drawn[1][:, :-1])
+    assert (drawn[1][:, -1] == 5).all()
+
+
+def test_consistency_needs_states_in_between() -> None:
+    check_without_states_between(TrainingSettings(), "there are none")
+    with pytest.raises(
+        UsageError, match=r"training\.latent_weight: got 0\.5; accepted: 0, as there are none"
+    ):
+        check_without_states_between(TrainingSettings(latent_weight=0.5), "there are none")

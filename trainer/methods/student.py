@@ -1,0 +1,207 @@
+"""What the methods share: a student's place beside its teacher, its loss, its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.files import atomic_folder, read_json, write_json
+from hkdpipe.manifests.settings import parse_section
+from hkdpipe.trainer.checkpoint import read_state
+from hkdpipe.trainer.loss import Batch, distillation_loss
+from hkdpipe.trainer.networks import UNFIT, Architecture, PreconditionedUNet
+from hkdpipe.trainer.perceptual import Distance
+from hkdpipe.trainer.settings import MethodSettings, TrainingSettings
+from hkdpipe.trainer.teacher import read_weights
+
+FORMAT = "hkdpipe-model"
+_WEIGHTS = {"ema": "ema", "raw": "weights"}  # file names in a checkpoint
+
+Weights = Literal["ema", "raw"]
+
+
+class Student(nn.Module):
+    """A one-step generator learned from a teacher's trajectories: the base of every method.
+
+    A method says what its network is (`__init__`, `start_from`), what it predicts (`predict`), which states
+    it reads (`draw_states`) and, where they differ from what stands here, its `loss` and its
+    `parameter_groups`.
+    """
+
+    name: ClassVar[str]
+    """As in training.method."""
+    section: ClassVar[str | None] = None
+    """Of the configuration, with settings of type `settings_type`."""
+    settings_type: ClassVar[type[MethodSettings]]
+    between: ClassVar[bool] = True
+    """Whether it predicts from states between the start and the end, too."""
+
+    def __init__(
+        self, arch: Architecture, settings: Any, sigma_min: float, sigma_max: float, rho: float
+    ) -> None:
+        """`arch` is the teacher's, `settings` the method's (None where it has no section).
+
+        `sigma_min`, `sigma_max`, `rho` are the schedule's of the trajectories learned from. A student has no
+        dropout, is not told of augmentations, and computes in the precision that the training asks for.
+        """
+        super().__init__()
+        self.arch = dataclasses.replace(arch, dropout=0.0, augment_dim=0, use_fp16=False)
+        self.settings = settings
+        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: PreconditionedUNet,
+        settings: Any = None,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+    ) -> Self:
+        """The student before its first step."""
+        # Where the network knows a table of noise levels, trajectories start at one of them.
+        start = teacher.round_sigma(torch.tensor([sigma_max], dtype=torch.float64)).item()
+        student = cls(teacher.arch, settings, sigma_min, start, rho)
+        student.start_from(teacher)
+        return student.to(teacher.model.map_layer0.weight.device)
+
+    def start_from(self, teacher: PreconditionedUNet) -> None:
+        """Take what the method takes of the teacher's weights."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The end of the trajectory that passes x (N, C, H, W) at sigma (N,); labels one-hot or None."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Any:
+        return self.predict(x, sigma, labels)
+
+    def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """One-step images from unit noise (N, C, H, W)."""
+        sigma = torch.full((len(noise),), self.sigma_max, dtype=self.dtype, device=noise.device)
+        return self.predict(noise.to(self.dtype) * self.sigma_max, sigma, labels)
+
+    def loss(
+        self,
+        module: nn.Module,
+        batch: Batch,
+        distance: Distance | None,
+        training: TrainingSettings,
+        progress: float,
+    ) -> dict[str, Tensor]:
+        """Scalar terms, means over the batch; 'loss' is the one to descend.
+
+        What needs a gradient is computed by calling `module`, which is this student, or what wraps it to
+        average the gradients of several processes.
+        """
+        return distillation_loss(module, batch, distance, training, progress)
+
+    @staticmethod
+    def draw_states(
+        training: TrainingSettings, positions: NDArray[np.int64], sigmas: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Numbers of the stored states to read beside the end, (B, s), by the samples' positions.
+
+        `sigmas` (n + 1,) are those of the stored states. Here: the start alone.
+        """
+        return np.zeros((len(positions), 1), dtype=np.int64)
+
+    def parameter_groups(self, training: TrainingSettings) -> list[dict[str, Any]]:
+        """Groups for the optimiser, each with its rate and weight decay."""
+        return [
+            {
+                "params": list(self.parameters()),
+                "lr": training.learning_rate,
+                "weight_decay": training.weight_decay,
+            }
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (self.arch.img_channels, self.arch.img_resolution, self.arch.img_resolution)
+
+    def config(self) -> dict[str, Any]:
+        """All but the weights, as it stands in exports and checkpoints; JSON-serialisable."""
+        own = {self.section: dataclasses.asdict(self.settings)} if self.section else {}
+        return {
+            "format": FORMAT,
+            "version": 1,
+            "method": self.name,
+            "architecture": self.arch.to_json(),
+            **own,
+            "schedule": {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho},
+        }
+
+    @classmethod
+    def from_config(cls, config: Any, path: Path) -> Self:
+        """The inverse of `config`, without weights. Raises InputError naming `path` if it is none."""
+        wrong = f"{path}: not the configuration of a model of method '{cls.name}'"
+        try:
+            if config["format"] != FORMAT or config["method"] != cls.name:
+                raise InputError(wrong)
+            settings = None
+            if cls.section:
+                settings = parse_section(cls.settings_type, config[cls.section], cls.section)
+            return cls(Architecture.from_json(config["architecture"]), settings, **config["schedule"])
+        except (*UNFIT, UsageError) as error:
+            raise InputError(f"{wrong} ({error})") from None
+
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
+        """Write the export that `from_pretrained` reads: model.safetensors and config.json."""
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / "config.json", {**self.config(), "about": about})
+            weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+            (temporary / "model.safetensors").write_bytes(save(weights))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: torch.device | str = "cpu", weights: Weights = "ema"
+    ) -> Self:
+        """Load an export, or a checkpoint (of which `weights` says which ones), for sampling.
+
+        Raises InputError where the folder holds neither, a damaged one, or another method's.
+        """
+        return cls.restored(saved_model(Path(folder), weights), device)
+
+    @classmethod
+    def restored(cls, saved: SavedModel, device: torch.device | str) -> Self:
+        """The model of a folder, for sampling."""
+        model = cls.from_config(saved.config, saved.described)
+        model.load_state_dict(read_weights(saved.weights, model.state_dict()))
+        return model.eval().requires_grad_(False).to(device)
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A student on disk."""
+
+    config: Any
+    described: Path
+    """The file that holds the configuration."""
+    weights: Path
+
+
+def saved_model(folder: Path, weights: Weights) -> SavedModel:
+    """What an export holds, or a checkpoint, once its files are checked. InputError where it is neither."""
+    if (folder / "config.json").is_file():
+        described = folder / "config.json"
+        return SavedModel(read_json(described), described, folder / "model.safetensors")
+    if (folder / "state.json").is_file():
+        config = read_state(folder).get("model")
+        return SavedModel(config, folder / "state.json", folder / f"{_WEIGHTS[weights]}.safetensors")
+    raise InputError(
+        f"{folder}: no such model; accepted: a checkpoint, or an export (a folder with config.json)"
+    )
