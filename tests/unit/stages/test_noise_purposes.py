@@ -73,6 +73,7 @@ def evaluation(plan: Plan) -> _Context:
         device=CPU,
         reporter=Silent(),
         stop=lambda: False,
+        check_owned=lambda: None,
     )
 
 
