@@ -7,6 +7,7 @@ needs beside the shards.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +53,12 @@ def planned(root: Path) -> Plan:
     """What the archive is to hold. InputError if nothing says so."""
     path = root / "plan.json"
     return Plan.from_json(read_json(path), path)
+
+
+def manifest_values(plan: Plan, records: Iterable[ShardRecord]) -> dict[str, Any]:
+    """What manifest.json says of an archive with these records, in the order of the shards."""
+    values = {"plan": plan.to_json(), "shards": [record.to_json() for record in records]}
+    return {**values, "sha256": digest(values)}
 
 
 def read_manifest(root: Path) -> tuple[Plan, list[ShardRecord]]:

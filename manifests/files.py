@@ -40,7 +40,12 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON atomically, keys in the order given; ValueError for NaN and infinities."""
-    write_atomic(path, (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(path, json_bytes(values))
+
+
+def json_bytes(values: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

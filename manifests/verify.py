@@ -1,18 +1,28 @@
 """Whether an archive is what its manifest says, and what can be put right without its teacher.
 
 Of what is written twice (the plan, and each shard's record), the manifest's copy is trusted while the
-manifest fits its own checksum; otherwise the others are.
+manifest fits its own checksum, and no fewer records fit its plan than fit that of plan.json; otherwise the
+others are.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from hkdpipe.manifests.contents import fits, planned, read_manifest, record_path, wrong_metadata
+from hkdpipe.manifests.contents import (
+    fits,
+    manifest_values,
+    planned,
+    read_manifest,
+    record_path,
+    wrong_metadata,
+)
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.manifests.files import make_folders, read_json, sha256_file, write_json
+from hkdpipe.manifests.files import json_bytes, make_folders, read_json, sha256_file, write_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.manifests.writing import write_metadata
 
@@ -51,13 +61,20 @@ def trusted_plan(root: Path) -> Findings:
         plan = planned(root)
     except InputError as error:
         lines.append(str(error))
-    if manifest is None and plan is None:
-        raise InputError(f"{lines[-1]}; nothing says what the archive was to hold")
-    if manifest is not None:
-        if plan is not None and plan != manifest[0]:
+    if manifest is not None and plan is not None and plan != manifest[0]:
+        if _fitting(root, plan) > _fitting(root, manifest[0]):
+            lines.append(f"{root / 'manifest.json'}: of another archive than plan.json and the records")
+            manifest = None
+        else:
             lines.append(f"{root / 'plan.json'}: not the plan of manifest.json")
+            plan = None
+    if plan is not None:
+        _check_written(root / "plan.json", plan.to_json(), lines)
+    if manifest is not None:
+        _check_written(root / "manifest.json", manifest_values(*manifest), lines)
         return Findings(manifest[0], {record.index: record for record in manifest[1]}, lines)
-    assert plan is not None
+    if plan is None:
+        raise InputError(f"{lines[-1]}; nothing says what the archive was to hold")
     return Findings(plan, {}, lines, unfinished=not (root / "manifest.json").exists())
 
 
@@ -78,10 +95,13 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
         except InputError as error:
             if from_manifest:
                 lines.append(str(error))
-        if record is not None and from_manifest and record != findings.records[k]:
-            lines.append(f"{path}: not the manifest's record of shard {k}")
-        if record is not None and not from_manifest and fits(plan, identity, k, record):
-            findings.records[k] = record
+        if record is not None:
+            if from_manifest and record != findings.records[k]:
+                lines.append(f"{path}: not the manifest's record of shard {k}")
+            else:
+                _check_written(path, record.to_json(), lines)
+            if not from_manifest and fits(plan, identity, k, record):
+                findings.records[k] = record
         if fault := _fault(root, k, findings, checksums):
             findings.shards[k] = fault
         advance(k + 1)
@@ -108,6 +128,22 @@ def restore(root: Path, findings: Findings) -> None:
         else:
             write_json(path, findings.records[k].to_json())
     write_metadata(root, findings.plan)
+
+
+def _fitting(root: Path, plan: Plan) -> int:
+    """How many records are those of a plan's shards."""
+    identity, fitting = plan.identity(), 0
+    for k in range(plan.shards):
+        path = record_path(root, k)
+        with contextlib.suppress(InputError):
+            fitting += fits(plan, identity, k, ShardRecord.from_json(read_json(path), path))
+    return fitting
+
+
+def _check_written(path: Path, values: dict[str, Any], lines: list[str]) -> None:
+    """That a file is as these values are written, to the byte."""
+    if path.read_bytes() != json_bytes(values):
+        lines.append(f"{path}: changed since it was written, if not in what it says")
 
 
 def _fault(root: Path, k: int, findings: Findings, checksums: bool) -> str | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hkdpipe.manifests.contents import (
     FORMS,
+    manifest_values,
     metadata,
     missing_shards,
     planned,
@@ -33,7 +34,6 @@ from hkdpipe.manifests.files import (
     write_json,
 )
 from hkdpipe.manifests.plan import Plan, ShardRecord
-from hkdpipe.manifests.settings import digest
 from hkdpipe.manifests.state_type import decode
 
 
@@ -130,9 +130,8 @@ def finish(root: Path, plan: Plan) -> Path:
         record = valid_record(root, plan, k)
         if record is None:
             raise InputError(f"{root}: shard {k} ({FORMS[plan.form].shard_file(k)}) is missing or incomplete")
-        records.append(record.to_json())
-    values = {"plan": plan.to_json(), "shards": records}
-    write_json(root / "manifest.json", {**values, "sha256": digest(values)})
+        records.append(record)
+    write_json(root / "manifest.json", manifest_values(plan, records))
     return root / "manifest.json"
 
 

@@ -69,11 +69,10 @@ def generate(
         if missing:
             made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop)
         with claims.waiting(WHOLE):
-            missing = missing_shards(out, plan)
-            # Another worker may have been told to make more, or have finished.
+            # Another worker may have been told to make more, and be done already.
             last = planned(out)
-            whole = not missing and last.count == plan.count
-            if whole and not (out / "manifest.json").is_file():
+            missing = missing_shards(out, last)
+            if not missing and not (out / "manifest.json").is_file():
                 finish(out, last)
     generated = _trajectories(plan, made)
     seconds = time.monotonic() - started
@@ -233,9 +232,13 @@ def make_shards(
     done = plan.count - _trajectories(plan, missing_shards(out, plan))
     writing: Future[None] | None = None
 
+    def still_planned(k: int) -> bool:
+        # A larger count given to another worker makes a last shard that was shorter a longer one.
+        return planned(out).shard_range(k) == plan.shard_range(k)
+
     def write(k: int, states: NDArray[Any]) -> None:
         try:
-            write_shard(out, plan, k, states, how, lambda: claims.holds(claim_of(k)))
+            write_shard(out, plan, k, states, how, lambda: claims.holds(claim_of(k)) and still_planned(k))
             made.append(k)
         except InUseError as error:
             reporter.line(str(error))
@@ -251,8 +254,8 @@ def make_shards(
             for k in worker.order(missing_shards(out, plan)):
                 if not claims.take(claim_of(k)):
                     continue
-                if valid_record(out, plan, k):
-                    # Made by another worker since the list was.
+                if valid_record(out, plan, k) or not still_planned(k):
+                    # Made by another worker since the list was, or to be made longer than this one knows it.
                     claims.release(claim_of(k))
                     continue
                 states = np.empty((_trajectories(plan, [k]), *plan.states_shape), dtype=plan.stored_dtype)

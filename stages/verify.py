@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.archive import read_shard
 from hkdpipe.manifests.claims import Claims
-from hkdpipe.manifests.contents import valid_record
-from hkdpipe.manifests.errors import Interrupted, UsageError
+from hkdpipe.manifests.contents import planned, valid_record
+from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.state_type import decode, encode
 from hkdpipe.manifests.verify import Findings, check_shards, restore, trusted_plan
@@ -56,7 +56,8 @@ def verify(
         _check_by_computing(root, findings, loaded, device, reporter, stop)
     if findings.unfinished and not findings.shards:
         # Whoever wrote the last shard was stopped before it could do this.
-        finish(root, findings.plan)
+        with Claims(root) as claims, claims.waiting(WHOLE):
+            finish(root, planned(root))
         findings.lines.clear()
         reporter.line(f"{root}: manifest.json was missing, and was put together from the records")
     found = findings.all_lines()
@@ -197,12 +198,14 @@ def _repair(
     plan = findings.plan
     shards = sorted(findings.shards)
     with claims.waiting(WHOLE):
+        if trusted_plan(root).plan != plan:
+            raise InUseError(f"{root}: another process changed what it is to hold; nothing was repaired")
         claims.remove_leftovers()
         restore(root, findings)
     if teacher is not None and shards:
         make_shards(teacher, root, plan, ALONE, claims, device, reporter, stop)
     with claims.waiting(WHOLE):
-        finish(root, plan)
+        finish(root, planned(root))
     notes = []
     for k in shards:
         record = valid_record(root, plan, k)

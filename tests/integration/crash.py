@@ -34,7 +34,7 @@ import torch
 from PIL import Image
 from tiny import STAGES, Inputs
 
-from hkdpipe.manifests import archive, webdataset_form, zarr_form
+from hkdpipe.manifests import webdataset_form, writing, zarr_form
 from hkdpipe.stages import evaluate, generate, metrics_log, train, train_teacher
 from hkdpipe.trainer import checkpoint, loop
 from hkdpipe.trainer.methods import student
@@ -71,8 +71,8 @@ _LOOP: list[Point] = [
 ]
 _GENERATION: list[Point] = [
     ("sample", generate, "sample_trajectory"),
-    ("shard", archive, "write_atomic"),
-    ("record", archive, "write_json"),
+    ("shard", writing, "write_atomic"),
+    ("record", writing, "write_json"),
     *_FILES,
 ]
 POINTS: dict[str, list[Point]] = {

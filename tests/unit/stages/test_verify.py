@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,53 +118,6 @@ def test_damage_is_found_and_repaired_to_the_same_bytes(made: Path, damage: Call
     assert (repaired.data["state"], repaired.data["notes"]) == ("repaired", [])
     assert content(made) == before
     assert run(made).data["state"] == "good"
-
-
-def damage_at_random(root: Path, chance: random.Random) -> str:
-    """Flip a bit, cut off, delete or exchange; returns what was done."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    path, other = chance.sample(files, 2)
-    data = path.read_bytes()
-    kind = chance.choice(["flip", "cut", "delete", "exchange"])
-    if kind == "flip":
-        place, bit = chance.randrange(len(data)), 1 << chance.randrange(8)
-        path.write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
-        return f"{path}: bit {bit} of byte {place}"
-    if kind == "cut":
-        path.write_bytes(data[: chance.randrange(len(data))])
-    elif kind == "delete":
-        path.unlink()
-    elif data != other.read_bytes():
-        swap(path, other)
-    else:
-        path.unlink()
-    return f"{kind}: {path} {other}"
-
-
-@pytest.mark.parametrize("rounds", [15, pytest.param(125, marks=pytest.mark.slow)])
-def test_random_damage_is_found_and_repaired(made: Path, rounds: int) -> None:
-    before = content(made)
-    seed = random.randrange(10**6)
-    chance = random.Random(seed)
-    for _ in range(rounds):
-        done = [damage_at_random(made, chance) for _ in range(chance.choice([1, 1, 2]))]
-        if content(made) == before:
-            continue  # exchanged twice
-        try:
-            found = run(made)
-        except InputError:
-            # Manifest and plan at once: nothing is left that says what there was.
-            assert {"manifest.json", "plan.json"} <= set(
-                " ".join(done).replace("/", " ").replace(":", " ").split()
-            )
-            for name, data in before.items():
-                (made / name).parent.mkdir(parents=True, exist_ok=True)
-                (made / name).write_bytes(data)
-            continue
-        # A manifest that is only missing was put together again.
-        assert found.data["state"] == "damaged" or content(made) == before, f"seed {seed}: {done}"
-        run(made, repair=True)
-        assert content(made) == before, f"seed {seed}: {done}"
 
 
 def test_metadata_and_labels_of_zarr_are_checked(tmp_path: Path, teacher: Path) -> None:
