@@ -173,8 +173,8 @@ def mark(board: Board, points: list[Point]) -> None:
         setattr(owner, name, marked(getattr(owner, name), board.phases.index(phase)))
 
 
-def fork(stage: str, inputs: Inputs, out: Path, board: Board, imported: Path | None = None) -> int:
-    """Start an attempt; returns the child's process number."""
+def fork(work: Callable[[], object], board: Board) -> int:
+    """Start an attempt at some work; returns the child's process number."""
     # A thread would be missing in the child, and with it whatever it holds.
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         raise RuntimeError("the parent has threads: a forked child could hang")
@@ -183,12 +183,8 @@ def fork(stage: str, inputs: Inputs, out: Path, board: Board, imported: Path | N
         return child
     code = 1
     try:
-        before = set(sys.modules)
-        mark(board, POINTS[stage])
         board.cells[_BEGUN] = 1
-        STAGES[stage](inputs, out)
-        if imported is not None:
-            imported.write_text(json.dumps(sorted(set(sys.modules) - before)))
+        work()
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -250,8 +246,15 @@ def disturb(stage: str, inputs: Inputs, folder: Path, kills: int, phases: str, s
     board = Board(list(dict.fromkeys(phase for phase, _, _ in POINTS[stage])))
     chance = random.Random(seed)
     imported = folder / "imported.json"
+
+    def work(out: Path) -> None:
+        before = set(sys.modules)
+        mark(board, POINTS[stage])
+        STAGES[stage](inputs, out)
+        imported.write_text(json.dumps(sorted(set(sys.modules) - before)))
+
     began = time.monotonic()
-    attempt(fork(stage, inputs, folder / "undisturbed", board, imported), board, None)
+    attempt(fork(lambda: work(folder / "undisturbed"), board), board, None)
     seconds = time.monotonic() - began
     calls = board.calls()
     if not all(calls.values()):
@@ -268,7 +271,7 @@ def disturb(stage: str, inputs: Inputs, folder: Path, kills: int, phases: str, s
             moment = waiting[0] if waiting else None
             if moment and moment.phase:
                 board.hold(moment.phase, moment.call)
-            child = fork(stage, inputs, folder / f"round-{rounds:03d}", board)
+            child = fork(functools.partial(work, folder / f"round-{rounds:03d}"), board)
             finished = attempt(child, board, moment)
             if not finished:
                 done = waiting.pop(0)

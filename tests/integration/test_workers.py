@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from commands import Running, hkdpipe, started, succeeded
 from test_killed_at_random import content, different
 from tiny import GENERATION, WORK, Inputs, settings
@@ -20,7 +19,6 @@ from hkdpipe.stages.generate import generate
 from hkdpipe.stages.settings import GenerationSettings
 
 LONG = replace(GENERATION, count=80, steps=30)
-LONGER = replace(GENERATION, count=160, steps=60)
 
 
 def campaign(
@@ -73,9 +71,3 @@ def check(inputs: Inputs, folder: Path, generation: GenerationSettings, workers:
 
 def test_two_workers_and_a_killed_one(inputs: Inputs, tmp_path: Path) -> None:
     check(inputs, tmp_path, LONG, workers=2, kills=1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_four_workers_killed_all_the_time(inputs: Inputs, tmp_path: Path) -> None:
-    check(inputs, tmp_path, LONGER, workers=4, kills=12)

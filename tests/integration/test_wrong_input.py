@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Ran, called, hkdpipe, succeeded
+from commands import Ran, called, hkdpipe, started, succeeded
 from PIL import Image
 from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs, make_teacher, settings
 
@@ -668,6 +668,34 @@ def test_a_full_disk(
         for folder in (Path("new"), Path("small/new"))
     )
     assert expected
+    assert found == expected
+
+
+def test_a_disk_that_two_workers_fill(
+    folder: Path, small_disk: Callable[..., SmallDisk], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who finds it full says so; with more space the archive is the one that had it from the beginning."""
+    disk = small_disk("size=36k")
+    command = arguments(f"{GENERATE.replace('new', 'small/new')} --set generation.steps=9")
+    with (
+        started(folder, *command, "--worker", "0/2") as one,
+        started(folder, *command, "--worker", "1/2") as other,
+    ):
+        ends = [one.end(), other.end()]
+    assert 1 in {ran.code for ran in ends}
+    for ran in ends:
+        if ran.code:
+            check_refused(
+                ran, 1, r"small/new.*: disk full \(No space left on device\); free some space and .*"
+            )
+    assert not list(Path("small").rglob("*.tmp"))
+    disk.mount("remount", "size=64m")
+    succeeded(called(capfd, *command))
+    succeeded(called(capfd, *[word.replace("small/", "") for word in command]))
+    found, expected = (
+        {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        for out in (Path("small/new"), Path("new"))
+    )
     assert found == expected
 
 
