@@ -12,13 +12,18 @@ from hkdpipe.manifests.settings import MAX_SEED, setting
 class TrainingSettings:
     """[training]: what is learned from an archive, how long and how fast."""
 
-    method: str = setting("hkd", "hkd: Hierarchical Koopman Diffusion", choices=("hkd",))
+    method: str = setting(
+        "hkd",
+        "hkd: Hierarchical Koopman Diffusion; kd: knowledge distillation, the teacher's denoiser trained on "
+        "the start and the end alone",
+        choices=("hkd", "kd"),
+    )
     budget: int = setting(1_000_000, "trajectories to see, over all processes", minimum=1, kind="growing")
     batch_size: int = setting(256, "trajectories in a step, over all processes", minimum=1)
     times: int = setting(
         1,
-        "times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or s > 1: "
-        "the start and s - 1 times in between, as in the paper (5)",
+        "of hkd: times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or "
+        "s > 1: the start and s - 1 times in between, as in the paper (5)",
         minimum=1,
     )
     endpoint_share: float = setting(
