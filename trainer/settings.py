@@ -56,7 +56,16 @@ class TrainingSettings:
         "learning rate over the budget: constant (paper), or cosine decay to zero",
         choices=("constant", "cosine"),
     )
-    weight_decay: float = setting(0.0, "decoupled weight decay (AdamW) of the networks", minimum=0.0)
+    warmup: int = setting(
+        0, "trajectories over which the learning rate rises from zero, linearly; 0: none (paper)", minimum=0
+    )
+    weight_decay: float = setting(0.0, "weight decay of the networks", minimum=0.0)
+    weight_decay_form: str = setting(
+        "decoupled",
+        "'decoupled': the weights shrink by learning_rate * weight_decay in a step (AdamW); 'coupled': "
+        "weight_decay times the weights is added to the gradient (an L2 term in Adam)",
+        choices=("decoupled", "coupled"),
+    )
     gradient_clip: float = setting(0.0, "largest norm of the gradient; 0: unbounded (paper)", minimum=0.0)
     ema: float = setting(
         0.9999,
@@ -76,8 +85,11 @@ class TrainingSettings:
     perceptual: str = setting(
         "vgg",
         "perceptual part of the loss: LPIPS with the backbone named, 'digits': features of the shipped "
-        "digits classifier, 'none': MSE alone",
-        choices=("vgg", "alex", "squeeze", "digits", "none"),
+        "digits classifier, 'pseudo-huber': sqrt(|a - b|^2 + 0.03^2) - 0.03, 'none': MSE alone",
+        choices=("vgg", "alex", "squeeze", "digits", "pseudo-huber", "none"),
+    )
+    perceptual_size: int = setting(
+        64, "pixels: LPIPS compares images with a smaller side upsampled to it", minimum=1
     )
     perceptual_file: str = setting(
         "", "local file with torchvision's weights of the LPIPS backbone; '': look in the torch hub cache"
@@ -85,9 +97,10 @@ class TrainingSettings:
     perceptual_weight: float = setting(
         1.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
     )
+    mse_weight: float = setting(1.0, "weight of the MSE (lambda 1 of the paper) at the start", minimum=0.0)
     mse_decades: float = setting(
         3.0,
-        "the weight of the MSE (lambda 1 of the paper) falls from 1 by so many powers of ten over the budget",
+        "the weight of the MSE falls by so many powers of ten over the budget",
         minimum=0.0,
     )
     precision: str = setting(
@@ -135,8 +148,16 @@ class KoopmanSettings:
     )
     sharing: str = setting(
         "location",
-        "eigenvalues per channel pair and 'location' (paper), or per 'channel' pair alone",
-        choices=("location", "channel"),
+        "eigenvalues per channel pair and 'location' (paper); per 'channel' pair alone; 'low-rank': sums of "
+        "`rank` maps of the locations, which the channel pairs of a tensor share",
+        choices=("location", "channel", "low-rank"),
+    )
+    rank: int = setting(4, "with sharing = 'low-rank': number of maps", minimum=1)
+    alpha_bound: float = setting(
+        0.0,
+        "the real parts of the eigenvalues stay below it in magnitude, as bound * tanh(free / bound); "
+        "0: no bound (paper)",
+        minimum=0.0,
     )
     learning_rate_factor: float = setting(
         1.0, "learning rate of the operator over that of the networks", above=0.0
