@@ -141,7 +141,11 @@ def new_student(
     device: torch.device,
 ) -> TrainingState[Student]:
     """The student before its first step, with its optimiser."""
-    student = METHODS[training.method].from_teacher(teacher.network, options, **archive.plan.schedule)
+    method = METHODS[training.method]
+    with torch.random.fork_rng(devices=[]):
+        # Of weights that do not come from the teacher.
+        torch.manual_seed(training.seed)
+        student = method.from_teacher(teacher.network, options, **archive.plan.schedule)
     student.to(device, DTYPES[training.precision])
     return new_state(student, new_optimizer(student.parameter_groups(training), training))
 

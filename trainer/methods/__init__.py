@@ -9,9 +9,10 @@ import torch
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.methods.kd import KD
+from hkdpipe.trainer.methods.kdm import KDM
 from hkdpipe.trainer.methods.student import Student, Weights, saved_model
 
-METHODS: dict[str, type[Student]] = {method.name: method for method in (HKD, KD)}
+METHODS: dict[str, type[Student]] = {method.name: method for method in (HKD, KD, KDM)}
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu", weights: Weights = "ema") -> Student:

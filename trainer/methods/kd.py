@@ -32,3 +32,5 @@ class KD(Student):
     def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         images: Tensor = self.denoiser(x, sigma, labels)
         return images
+
+    forward = predict
