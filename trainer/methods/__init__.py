@@ -22,7 +22,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", weights: 
     """
     saved = saved_model(Path(folder), weights)
     method = saved.config.get("method") if isinstance(saved.config, dict) else None
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(
             f"{saved.described}: not the configuration of a model; methods: {', '.join(METHODS)}"
         )

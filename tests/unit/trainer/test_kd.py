@@ -12,7 +12,7 @@ from torch import nn
 
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.trainer.loss import Batch
-from hkdpipe.trainer.methods import METHODS, load_model
+from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
@@ -77,9 +77,3 @@ def test_export_is_read_back_by_its_method(
     assert torch.equal(read.sample(noise), student.sample(noise))
     with pytest.raises(InputError, match=r"config\.json: not the configuration of a model of method 'hkd'$"):
         HKD.from_pretrained(tmp_path / "export")
-
-
-def test_methods_are_known_by_their_names() -> None:
-    field = {field.name: field for field in dataclasses.fields(TrainingSettings)}["method"]
-    assert tuple(METHODS) == field.metadata["choices"]
-    assert all(METHODS[name].name == name for name in METHODS)

@@ -83,8 +83,12 @@ def test_penalties_of_the_factorised_map(factorised: FactorisedMap) -> None:
 
 
 def test_factorised_map_starts_with_inverse_factors() -> None:
-    made = FactorisedMap(40)
+    """And with eigenvalues of sigmoid(3) = 0.9526 all over the circle."""
+    made = FactorisedMap(400)
     assert made.penalties()["inverse"].item() < 1e-10
+    eigenvalues = made.eigenvalues().detach()
+    assert eigenvalues.abs().numpy() == pytest.approx(0.952574, abs=1e-6)
+    assert stats.kstest(eigenvalues.angle().numpy() / np.pi, "uniform", (-1, 2)).pvalue > 0.01
 
 
 @pytest.mark.parametrize("free", [-100.0, 0.0, 3.0, 100.0])

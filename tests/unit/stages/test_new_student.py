@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.stages.train import new_optimizer
-from hkdpipe.trainer.settings import TrainingSettings
+from hkdpipe.manifests.archive import Archive
+from hkdpipe.stages.train import new_optimizer, new_student
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.settings import KdmSettings, TrainingSettings
+from hkdpipe.trainer.teacher import Teacher
 
 LEARNING_RATE, DECAY = 0.01, 0.3
 
@@ -52,3 +56,26 @@ def test_forms_of_weight_decay_differ() -> None:
         moved[form] = 4 - weight.item()
     assert moved["decoupled"] == pytest.approx(LEARNING_RATE * DECAY * 4, rel=1e-4)
     assert moved["coupled"] == pytest.approx(LEARNING_RATE, rel=1e-4)
+
+
+def test_weights_that_are_not_the_teachers_are_a_function_of_the_seed() -> None:
+    """Whatever the global generator did, which goes on as if nothing had been drawn."""
+    arch = Architecture(img_resolution=4, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1)
+    teacher = Teacher(PreconditionedUNet(arch), "a teacher")
+    schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    archive = cast(Archive, SimpleNamespace(plan=SimpleNamespace(schedule=schedule)))
+    options = KdmSettings(width=8, channel_mult=(1,), num_blocks=1, operator="factorised")
+
+    def weights(seed: int) -> dict[str, Tensor]:
+        training = TrainingSettings(method="kdm", seed=seed)
+        state = new_student(teacher, archive, training, options, torch.device("cpu"))
+        return state.model.state_dict()
+
+    before = torch.get_rng_state()
+    one = weights(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    again, other = weights(3), weights(4)
+    assert all(torch.equal(value, again[name]) for name, value in one.items())
+    for name in ("noise_encoder.unet.enc.4x4_conv.weight", "map.left", "map.phase"):
+        assert not torch.equal(one[name], other[name])
