@@ -15,6 +15,7 @@ from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.settings import nearest, parse_section
 from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings, TeacherSettings
 from hkdpipe.trainer.settings import (
+    KdmSettings,
     KoopmanSettings,
     MethodSettings,
     TrainingSettings,
@@ -30,12 +31,14 @@ class Config:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
+    kdm: KdmSettings = field(default_factory=KdmSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     @property
     def method(self) -> MethodSettings | None:
         """The section of the training's method; None where it has none."""
-        return {"hkd": self.koopman}.get(self.training.method)
+        sections: dict[str, MethodSettings] = {"hkd": self.koopman, "kdm": self.kdm}
+        return sections.get(self.training.method)
 
 
 SECTIONS: dict[str, type] = typing.get_type_hints(Config)

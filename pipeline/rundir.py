@@ -13,7 +13,7 @@ from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import make_folders, write_atomic
 from hkdpipe.pipeline.config import Config, dump, resolve
 
-_DECIDED_BY = {"generation": ("teacher", "generation"), "training": ("training", "koopman")}
+_DECIDED_BY = {"generation": ("teacher", "generation"), "training": ("training", "koopman", "kdm")}
 """The sections that a stage's result follows from. Evaluation is missing: it is simply done again."""
 
 

@@ -17,6 +17,6 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
     Raises UsageError or InputError as those stages would.
     """
     shape = load_teacher(teacher).image_shape
-    check_perceptual(training.perceptual, training.perceptual_file, shape[0])
+    check_perceptual(training.perceptual, training.perceptual_file, shape[0], training.perceptual_size)
     if "fd" in evaluation.metrics:
         load_features(evaluation.features, shape, torch.device("cpu"))

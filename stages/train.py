@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ def train(
             loaded.arch.img_channels,
             device,
             DTYPES[training.precision],
+            training.perceptual_size,
         )
         make_folders(out)
         identity = training_identity(trajectories, training, options)
@@ -139,10 +141,19 @@ def new_student(
     device: torch.device,
 ) -> TrainingState[Student]:
     """The student before its first step, with its optimiser."""
-    student = METHODS[training.method].from_teacher(teacher.network, options, **archive.plan.schedule)
+    method = METHODS[training.method]
+    with torch.random.fork_rng(devices=[]):
+        # Of weights that do not come from the teacher.
+        torch.manual_seed(training.seed)
+        student = method.from_teacher(teacher.network, options, **archive.plan.schedule)
     student.to(device, DTYPES[training.precision])
-    optimizer = torch.optim.AdamW(student.parameter_groups(training), fused=True)
-    return new_state(student, optimizer)
+    return new_state(student, new_optimizer(student.parameter_groups(training), training))
+
+
+def new_optimizer(groups: list[dict[str, Any]], training: TrainingSettings) -> torch.optim.Optimizer:
+    """Adam, which leaves weight decay beside the gradient, or in it."""
+    adam = torch.optim.AdamW if training.weight_decay_form == "decoupled" else torch.optim.Adam
+    return adam(groups, fused=True)
 
 
 def read_batch(archive: Archive, training: TrainingSettings, start: int, stop: int) -> Batch:
@@ -194,6 +205,7 @@ def _fit(
         budget=training.budget,
         batch_size=training.batch_size,
         schedule=training.schedule,
+        warmup=training.warmup,
         ema=training.ema,
         gradient_clip=training.gradient_clip,
         checkpoint_every=training.checkpoint_every,

@@ -7,6 +7,7 @@ tensor's channels, the imaginary parts the second (the paper's adjacent pairs, p
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -14,22 +15,58 @@ from torch import Tensor, nn
 
 
 class KoopmanOperator(nn.Module):
-    """The generator A of one tensor (C, H, W): C/2 pairs at each location, or shared by all locations."""
+    """The generator A of one tensor (C, H, W): alpha and beta of C/2 pairs of channels.
 
-    def __init__(self, channels: int, height: int, width: int, sharing: str = "location") -> None:
-        """A starts at zero, so the evolution starts as exactly the identity. `channels` must be even."""
+    `sharing` says how they vary over the locations: 'location': freely; 'channel': not at all; 'low-rank': as
+    sums of `rank` maps of the locations, which all pairs share.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        sharing: str = "location",
+        rank: int = 1,
+        alpha_bound: float = 0.0,
+    ) -> None:
+        """A starts at zero, so the evolution starts as exactly the identity. `channels` must be even.
+
+        `alpha_bound` above 0 keeps |alpha| below it.
+        """
         super().__init__()
         if channels % 2:
             raise ValueError(f"channels: {channels} cannot be paired")
-        shape = (channels // 2, height, width) if sharing == "location" else (channels // 2, 1, 1)
+        pairs = channels // 2
+        self.alpha_bound = alpha_bound
+        self.low_rank = sharing == "low-rank"
+        if self.low_rank:
+            maps = cosine_maps(min(rank, height * width), height, width)
+            self.alpha_maps, self.beta_maps = nn.Parameter(maps), nn.Parameter(maps.clone())
+            shape: tuple[int, ...] = (pairs, len(maps))
+        else:
+            shape = (pairs, height, width) if sharing == "location" else (pairs, 1, 1)
         self.alpha = nn.Parameter(torch.zeros(shape))
         self.beta = nn.Parameter(torch.zeros(shape))
 
+    def eigenvalues(self) -> tuple[Tensor, Tensor]:
+        """alpha and beta of every pair, (C/2, H, W), or (C/2, 1, 1) where all locations share them."""
+        alpha: Tensor = self.alpha
+        beta: Tensor = self.beta
+        if self.low_rank:
+            alpha = torch.einsum("pr,rhw->phw", alpha, self.alpha_maps)
+            beta = torch.einsum("pr,rhw->phw", beta, self.beta_maps)
+        if self.alpha_bound:
+            # Of slope 1 at 0: the bound does not change how fast alpha learns there.
+            alpha = self.alpha_bound * torch.tanh(alpha / self.alpha_bound)
+        return alpha, beta
+
     def propagator(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """Real and imaginary part of exp((alpha - i beta) dt), dt (N,): (N, C/2, H, W) each."""
+        alpha, beta = self.eigenvalues()
         dt = dt[:, None, None, None]
-        scale = torch.exp(self.alpha * dt)
-        angle = self.beta * dt
+        scale = torch.exp(alpha * dt)
+        angle = beta * dt
         return scale * torch.cos(angle), scale * torch.sin(angle)
 
     def forward(self, z: Tensor, dt: Tensor) -> Tensor:
@@ -39,6 +76,19 @@ class KoopmanOperator(nn.Module):
             real, imaginary = z.to(self.alpha.dtype).chunk(2, dim=1)
             evolved = torch.cat([cosine * real + sine * imaginary, cosine * imaginary - sine * real], dim=1)
         return evolved.to(z.dtype)
+
+
+def cosine_maps(count: int, height: int, width: int) -> Tensor:
+    """The `count` smoothest cosines cos(pi u (y + 1/2) / H) cos(pi v (x + 1/2) / W): (count, H, W).
+
+    The first one is constant. They are orthogonal.
+    """
+    frequencies = sorted(itertools.product(range(height), range(width)), key=lambda uv: math.hypot(*uv))
+
+    def wave(frequency: int, size: int) -> Tensor:
+        return torch.cos(math.pi * frequency * (torch.arange(size) + 0.5) / size)
+
+    return torch.stack([torch.outer(wave(u, height), wave(v, width)) for u, v in frequencies[:count]])
 
 
 def evolution_time(sigma: Tensor, time: str, sigma_min: float, sigma_max: float, rho: float) -> Tensor:

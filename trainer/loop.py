@@ -54,6 +54,8 @@ class LoopSettings:
     keep_checkpoints: int
     workers: int
     """Batches read ahead, each in a thread; 0: read in the loop's own."""
+    warmup: int = 0
+    """Samples over which the learning rate rises."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def step(
     progress: float,
 ) -> Mapping[str, Tensor]:
     """One optimiser step; `module` is the state's model, wrapped or not. Returns the terms of the loss."""
-    factor = learning_rate_factor(settings.schedule, progress)
+    risen = min(1.0, (state.seen + settings.batch_size) / settings.warmup) if settings.warmup else 1.0
+    factor = learning_rate_factor(settings.schedule, progress) * risen
     for group in state.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     state.optimizer.zero_grad(set_to_none=True)

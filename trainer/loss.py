@@ -43,8 +43,8 @@ class Batch:
         return dataclasses.replace(self, **chosen)
 
 
-def mse_weight(progress: float, decades: float) -> float:
-    """lambda1 = 10^(-decades * progress): depends on the share of the budget seen, so resuming keeps it."""
+def mse_decay(progress: float, decades: float) -> float:
+    """10^(-decades * progress), of lambda1: depends on the share of the budget seen, so resuming keeps it."""
     return float(10 ** (-decades * progress))
 
 
@@ -87,7 +87,7 @@ def image_terms(
     """
     share = share.to(images)
     mse = ((images - ends.to(images)) ** 2).mean(dim=(1, 2, 3)) @ share
-    loss = mse_weight(progress, training.mse_decades) * mse
+    loss = training.mse_weight * mse_decay(progress, training.mse_decades) * mse
     terms = {"mse": mse}
     if distance is not None:
         terms["perceptual"] = distance(images, ends).to(share) @ share

@@ -15,40 +15,53 @@ from hkdpipe.trainer.classifier import load_classifier
 Distance = Callable[[Tensor, Tensor], Tensor]
 """distance(a, b) of images (N, C, H, W) in [-1, 1]: (N,), zero for equal ones."""
 
-# Files of torchvision's classification networks, as the torch hub cache names them, and the smallest
-# image side that a network's poolings leave something of (64 for all: EDM's small images are upsampled).
+# torchvision's classification networks and their files, as the torch hub cache names them.
 BACKBONES = {
     "vgg": ("vgg16", "vgg16-397923af.pth"),
     "alex": ("alexnet", "alexnet-owt-7be5be79.pth"),
     "squeeze": ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"),
 }
-SMALLEST_SIDE = 64
+SMALLEST_SIDE = {"vgg": 16, "alex": 31, "squeeze": 17}
+"""Pixels: of a smaller image a backbone's poolings leave nothing."""
+HUBER = 0.03
 
 
 def perceptual_distance(
-    name: str, file: str, channels: int, device: torch.device, dtype: torch.dtype = torch.float32
+    name: str,
+    file: str,
+    channels: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    size: int = 64,
 ) -> Distance | None:
-    """The distance that `training.perceptual` names, frozen; None for 'none'. LPIPS computes in float32.
+    """The distance that `training.perceptual` names, frozen; None for 'none'.
 
-    Raises InputError where the backbone's local weights are missing or do not fit, UsageError where the
-    distance is not made for images of so many channels.
+    LPIPS computes in float32, of images whose smaller side is upsampled to at least `size`. Raises InputError
+    where the backbone's local weights are missing or do not fit, UsageError where the distance is not made
+    for images of so many channels, or `size` is too small for the backbone.
     """
-    check_perceptual(name, file, channels)
+    check_perceptual(name, file, channels, size)
     if name == "none":
         return None
     if name == "digits":
         classifier = load_classifier("digits-classifier-loss").to(device, dtype)
         return lambda a, b: normalised_difference(classifier.features(a), classifier.features(b))
-    return _lpips(name, backbone_file(name, file), device)
+    if name == "pseudo-huber":
+        return pseudo_huber
+    return _lpips(name, backbone_file(name, file), device, size)
 
 
-def check_perceptual(name: str, file: str, channels: int) -> None:
+def check_perceptual(name: str, file: str, channels: int, size: int) -> None:
     """Raises as `perceptual_distance` does for what can be seen without building the network."""
     if name == "digits" and channels != 1:
         raise UsageError(
             f"training.perceptual: 'digits' compares grey images, these have {channels} channels"
         )
     if name in BACKBONES:
+        if size < SMALLEST_SIDE[name]:
+            raise UsageError(
+                f"training.perceptual_size: got {size}; accepted: at least {SMALLEST_SIDE[name]} for '{name}'"
+            )
         backbone_file(name, file)
 
 
@@ -62,6 +75,11 @@ def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         for one, other in zip(a, b, strict=True)
     ]
     return torch.stack(distances).sum(dim=0)
+
+
+def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(|a - b|^2 + c^2) - c, norms over a whole image, c = 0.03."""
+    return ((a - b).square().sum(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -81,7 +99,7 @@ def backbone_file(name: str, given: str) -> Path:
     return path
 
 
-def _lpips(name: str, file: Path, device: torch.device) -> Distance:
+def _lpips(name: str, file: Path, device: torch.device, size: int) -> Distance:
     import contextlib
     import io
 
@@ -101,7 +119,7 @@ def _lpips(name: str, file: Path, device: torch.device) -> Distance:
     network.eval().requires_grad_(False).to(device)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        result: Tensor = network(_fit(a), _fit(b))
+        result: Tensor = network(_fit(a, size), _fit(b, size))
         return result.flatten()
 
     return distance
@@ -117,11 +135,11 @@ def _sliced(trunk: nn.Module, net: nn.Module) -> dict[str, Tensor]:
     return renamed
 
 
-def _fit(images: Tensor) -> Tensor:
-    """Three channels, at least the smallest side the backbones take, float32."""
+def _fit(images: Tensor, size: int) -> Tensor:
+    """Three channels, the smaller side at least `size` pixels, float32."""
     images = images.float()
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
-    if min(images.shape[2:]) < SMALLEST_SIDE:
-        images = F.interpolate(images, size=(SMALLEST_SIDE, SMALLEST_SIDE), mode="bilinear", antialias=True)
+    if min(images.shape[2:]) < size:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     return images

@@ -12,13 +12,18 @@ from hkdpipe.manifests.settings import MAX_SEED, setting
 class TrainingSettings:
     """[training]: what is learned from an archive, how long and how fast."""
 
-    method: str = setting("hkd", "hkd: Hierarchical Koopman Diffusion", choices=("hkd",))
+    method: str = setting(
+        "hkd",
+        "hkd: Hierarchical Koopman Diffusion; kd: knowledge distillation, the teacher's denoiser trained on "
+        "the start and the end alone; kdm: the Koopman Distillation Model, networks of its own between them",
+        choices=("hkd", "kd", "kdm"),
+    )
     budget: int = setting(1_000_000, "trajectories to see, over all processes", minimum=1, kind="growing")
     batch_size: int = setting(256, "trajectories in a step, over all processes", minimum=1)
     times: int = setting(
         1,
-        "times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or s > 1: "
-        "the start and s - 1 times in between, as in the paper (5)",
+        "of hkd: times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or "
+        "s > 1: the start and s - 1 times in between, as in the paper (5)",
         minimum=1,
     )
     endpoint_share: float = setting(
@@ -51,7 +56,16 @@ class TrainingSettings:
         "learning rate over the budget: constant (paper), or cosine decay to zero",
         choices=("constant", "cosine"),
     )
-    weight_decay: float = setting(0.0, "decoupled weight decay (AdamW) of the networks", minimum=0.0)
+    warmup: int = setting(
+        0, "trajectories over which the learning rate rises from zero, linearly; 0: none (paper)", minimum=0
+    )
+    weight_decay: float = setting(0.0, "weight decay of the networks", minimum=0.0)
+    weight_decay_form: str = setting(
+        "decoupled",
+        "'decoupled': the weights shrink by learning_rate * weight_decay in a step (AdamW); 'coupled': "
+        "weight_decay times the weights is added to the gradient (an L2 term in Adam)",
+        choices=("decoupled", "coupled"),
+    )
     gradient_clip: float = setting(0.0, "largest norm of the gradient; 0: unbounded (paper)", minimum=0.0)
     ema: float = setting(
         0.9999,
@@ -71,8 +85,11 @@ class TrainingSettings:
     perceptual: str = setting(
         "vgg",
         "perceptual part of the loss: LPIPS with the backbone named, 'digits': features of the shipped "
-        "digits classifier, 'none': MSE alone",
-        choices=("vgg", "alex", "squeeze", "digits", "none"),
+        "digits classifier, 'pseudo-huber': sqrt(|a - b|^2 + 0.03^2) - 0.03, 'none': MSE alone",
+        choices=("vgg", "alex", "squeeze", "digits", "pseudo-huber", "none"),
+    )
+    perceptual_size: int = setting(
+        64, "pixels: LPIPS compares images with a smaller side upsampled to it", minimum=1
     )
     perceptual_file: str = setting(
         "", "local file with torchvision's weights of the LPIPS backbone; '': look in the torch hub cache"
@@ -80,9 +97,10 @@ class TrainingSettings:
     perceptual_weight: float = setting(
         1.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
     )
+    mse_weight: float = setting(1.0, "weight of the MSE (lambda 1 of the paper) at the start", minimum=0.0)
     mse_decades: float = setting(
         3.0,
-        "the weight of the MSE (lambda 1 of the paper) falls from 1 by so many powers of ten over the budget",
+        "the weight of the MSE falls by so many powers of ten over the budget",
         minimum=0.0,
     )
     precision: str = setting(
@@ -130,11 +148,56 @@ class KoopmanSettings:
     )
     sharing: str = setting(
         "location",
-        "eigenvalues per channel pair and 'location' (paper), or per 'channel' pair alone",
-        choices=("location", "channel"),
+        "eigenvalues per channel pair and 'location' (paper); per 'channel' pair alone; 'low-rank': sums of "
+        "`rank` maps of the locations, which the channel pairs of a tensor share",
+        choices=("location", "channel", "low-rank"),
+    )
+    rank: int = setting(4, "with sharing = 'low-rank': number of maps", minimum=1)
+    alpha_bound: float = setting(
+        0.0,
+        "the real parts of the eigenvalues stay below it in magnitude, as bound * tanh(free / bound); "
+        "0: no bound (paper)",
+        minimum=0.0,
     )
     learning_rate_factor: float = setting(
         1.0, "learning rate of the operator over that of the networks", above=0.0
+    )
+
+
+@dataclass(frozen=True)
+class KdmSettings:
+    """[kdm]: the networks and the latents of kdm, which are new and not the teacher's."""
+
+    width: int = setting(
+        64, "channels of the U-Nets' finest level (paper: 64 at 32x32, 32 at 64x64)", minimum=8
+    )
+    channel_mult: tuple[int, ...] = setting((1, 2, 2), "width of each level over the finest", minimum=1)
+    num_blocks: int = setting(2, "blocks a level", minimum=1)
+    attn_resolutions: tuple[int, ...] = setting((16,), "resolutions with self-attention", minimum=1)
+    projection: int = setting(
+        0,
+        "dimension of the latents by a linear projection (paper: 512 at 64x64); 0: a number for each pixel",
+        minimum=0,
+    )
+    operator: str = setting(
+        "dense",
+        "the linear map: 'dense': a matrix; 'factorised': Re(P L Q) with eigenvalues |L| < 1",
+        choices=("dense", "factorised"),
+    )
+    inverse_weight: float = setting(
+        1.0, "factorised: weight of |QP - I|^2 + |PQ - I|^2, over the dimension", minimum=0.0
+    )
+    modulus_weight: float = setting(
+        0.0, "factorised: weight of the pull of the eigenvalues to the unit circle", minimum=0.0
+    )
+    noise: float = setting(
+        0.4, "standard deviation of the noise on latents that are decoded, in training", minimum=0.0
+    )
+    adversarial_weight: float = setting(
+        0.01, "weight of deceiving a discriminator of patches; 0: without one", minimum=0.0
+    )
+    control: bool = setting(
+        False, "of a conditional teacher: the class adds a vector to the mapped latent, too"
     )
 
 
@@ -155,7 +218,7 @@ class TeacherTrainingSettings:
     checkpoint_every: int = setting(500, "steps between checkpoints", minimum=1, kind="operational")
 
 
-MethodSettings = KoopmanSettings
+MethodSettings = KoopmanSettings | KdmSettings
 """The settings of a method's own section."""
 
 

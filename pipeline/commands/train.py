@@ -28,7 +28,7 @@ from hkdpipe.pipeline.work import working
     "--archive", type=FOLDER, metavar="ARCHIVE", help="Archive to learn from, if not the run's own."
 )
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write, instead of a run directory.")
-@click.option("--method", metavar="METHOD", help="hkd or kd: training.method.")
+@click.option("--method", metavar="METHOD", help="hkd, kd or kdm: training.method.")
 @configuration_options
 @work_options
 def command(

@@ -69,6 +69,7 @@ _LOOP: list[Point] = [
     ("state", checkpoint, "write_json"),
     ("prune", shutil, "rmtree"),
 ]
+_TRAINING: list[Point] = [("read", train, "read_batch"), *_LOOP, *_FILES]
 _GENERATION: list[Point] = [
     ("sample", generate, "sample_trajectory"),
     ("shard", writing, "write_atomic"),
@@ -82,7 +83,9 @@ POINTS: dict[str, list[Point]] = {
         *_GENERATION,
     ],
     "generate-webdataset": [("encode", webdataset_form, "encode_shard"), *_GENERATION],
-    "train": [("read", train, "read_batch"), *_LOOP, *_FILES],
+    "train": _TRAINING,
+    "train-kd": _TRAINING,
+    "train-kdm": _TRAINING,
     "train-teacher": [
         ("read", train_teacher, "read_noisy_images"),
         *_LOOP,

@@ -19,7 +19,13 @@ from hkdpipe.stages.train import train
 from hkdpipe.stages.train_teacher import train_teacher
 from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.settings import KoopmanSettings, TeacherTrainingSettings, TrainingSettings
+from hkdpipe.trainer.settings import (
+    KdmSettings,
+    KoopmanSettings,
+    MethodSettings,
+    TeacherTrainingSettings,
+    TrainingSettings,
+)
 from hkdpipe.trainer.teacher import save_teacher
 
 ARCHITECTURE = Architecture(
@@ -43,6 +49,8 @@ TRAINING = TrainingSettings(
     checkpoint_every=12,
 )
 KOOPMAN = KoopmanSettings(learning_rate_factor=2.0)
+KDM = KdmSettings(width=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), operator="factorised")
+OPTIONS: dict[str, MethodSettings | None] = {"hkd": KOOPMAN, "kd": None, "kdm": KDM}
 EVALUATION = EvaluationSettings(samples=10, batch_size=4, teacher_steps=(3, 2))
 TEACHER_TRAINING = TeacherTrainingSettings(
     model_channels=16, channel_mult=(1, 2), iterations=8, batch_size=4, checkpoint_every=2
@@ -94,7 +102,8 @@ def generate_tiny(inputs: Inputs, out: Path, form: str = "zarr") -> None:
 
 def train_tiny(inputs: Inputs, out: Path, form: str = "zarr", training: TrainingSettings = TRAINING) -> None:
     archive = inputs.archive(form)
-    train(str(inputs.teacher), archive, out, training, KOOPMAN, world=World(), **WORK)
+    options = OPTIONS[training.method]
+    train(str(inputs.teacher), archive, out, training, options, world=World(), **WORK)
 
 
 def evaluate_tiny(inputs: Inputs, out: Path) -> None:
@@ -109,7 +118,9 @@ def train_teacher_tiny(inputs: Inputs, out: Path) -> None:
 STAGES: dict[str, Callable[[Inputs, Path], None]] = {
     "generate-zarr": generate_tiny,
     "generate-webdataset": lambda inputs, out: generate_tiny(inputs, out, "webdataset"),
-    "train": train_tiny,
+    "train": lambda inputs, out: train_tiny(inputs, out, training=replace(TRAINING, latent_weight=0.1)),
+    "train-kd": lambda inputs, out: train_tiny(inputs, out, training=replace(TRAINING, method="kd")),
+    "train-kdm": lambda inputs, out: train_tiny(inputs, out, training=replace(TRAINING, method="kdm")),
     "evaluate": evaluate_tiny,
     "train-teacher": train_teacher_tiny,
 }

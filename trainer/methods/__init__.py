@@ -8,9 +8,11 @@ import torch
 
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods.kd import KD
+from hkdpipe.trainer.methods.kdm import KDM
 from hkdpipe.trainer.methods.student import Student, Weights, saved_model
 
-METHODS: dict[str, type[Student]] = {method.name: method for method in (HKD,)}
+METHODS: dict[str, type[Student]] = {method.name: method for method in (HKD, KD, KDM)}
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu", weights: Weights = "ema") -> Student:
@@ -20,7 +22,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", weights: 
     """
     saved = saved_model(Path(folder), weights)
     method = saved.config.get("method") if isinstance(saved.config, dict) else None
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(
             f"{saved.described}: not the configuration of a model; methods: {', '.join(METHODS)}"
         )

@@ -50,7 +50,12 @@ class HKD(Student):
             settings.hierarchy
         ]
         self.koopman = nn.ModuleDict(
-            {str(index): KoopmanOperator(*shapes[index], settings.sharing) for index in evolved}
+            {
+                str(index): KoopmanOperator(
+                    *shapes[index], settings.sharing, settings.rank, settings.alpha_bound
+                )
+                for index in evolved
+            }
         )
 
     def start_from(self, teacher: PreconditionedUNet) -> None:

@@ -32,9 +32,9 @@ Weights = Literal["ema", "raw"]
 class Student(nn.Module):
     """A one-step generator learned from a teacher's trajectories: the base of every method.
 
-    A method says what its network is (`__init__`, `start_from`), what it predicts (`predict`), which states
-    it reads (`draw_states`) and, where they differ from what stands here, its `loss` and its
-    `parameter_groups`.
+    A method says what its network is (`__init__`, `start_from`), what it predicts (`predict`), what its
+    `forward` gives in training and, where they differ from what stands here, which states it reads
+    (`draw_states`), its `loss` and its `parameter_groups`.
     """
 
     name: ClassVar[str]
@@ -82,9 +82,6 @@ class Student(nn.Module):
         """The end of the trajectory that passes x (N, C, H, W) at sigma (N,); labels one-hot or None."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Any:
-        return self.predict(x, sigma, labels)
-
     def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """One-step images from unit noise (N, C, H, W)."""
         sigma = torch.full((len(noise),), self.sigma_max, dtype=self.dtype, device=noise.device)
@@ -101,7 +98,7 @@ class Student(nn.Module):
         """Scalar terms, means over the batch; 'loss' is the one to descend.
 
         What needs a gradient is computed by calling `module`, which is this student, or what wraps it to
-        average the gradients of several processes.
+        average the gradients of several processes; here it predicts as `predict` does.
         """
         return distillation_loss(module, batch, distance, training, progress)
 

@@ -175,7 +175,10 @@ def test_files_that_are_not_toml(content: bytes, message: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("count = 3", "count: unknown section; known: evaluation, generation, koopman, teacher, training"),
+        (
+            "count = 3",
+            "count: unknown section; known: evaluation, generation, kdm, koopman, teacher, training",
+        ),
         ("training = 3", "training: got a value; accepted: a section, [training]"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.trainer.loss import Batch, distillation_loss, mse_weight, time_weights
+from hkdpipe.trainer.loss import Batch, distillation_loss, mse_decay, time_weights
 from hkdpipe.trainer.perceptual import Distance
 from hkdpipe.trainer.settings import TrainingSettings
 
@@ -33,12 +33,12 @@ def worst_pixel(a: Tensor, b: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("progress", "expected"), [(0.0, 1.0), (1 / 3, 0.1), (0.5, 10**-1.5), (2 / 3, 0.01), (1.0, 0.001)]
 )
-def test_mse_weight_falls_by_decades(progress: float, expected: float) -> None:
-    assert mse_weight(progress, 3.0) == pytest.approx(expected, rel=1e-12)
+def test_weight_of_the_mse_falls_by_decades(progress: float, expected: float) -> None:
+    assert mse_decay(progress, 3.0) == pytest.approx(expected, rel=1e-12)
 
 
-def test_mse_weight_without_decades_is_one() -> None:
-    assert [mse_weight(progress, 0.0) for progress in (0.0, 0.4, 1.0)] == [1.0, 1.0, 1.0]
+def test_weight_of_the_mse_without_decades_stays() -> None:
+    assert [mse_decay(progress, 0.0) for progress in (0.0, 0.4, 1.0)] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,9 @@ def test_distillation_loss_is_the_sum_written_out(
     between: float, classes: list[int] | None, times: int, distance: Distance | None
 ) -> None:
     """The mean over trajectories of d(start) + the weighted mean of d(t) over the times in between."""
-    training = TrainingSettings(times=times, perceptual_weight=2.5, mse_decades=3.0, between_weight=between)
+    training = TrainingSettings(
+        times=times, perceptual_weight=2.5, mse_weight=0.7, mse_decades=3.0, between_weight=between
+    )
     model, progress = Scaling().double(), 0.3
     states = torch.randn(4, times, 1, 3, 2, dtype=torch.float64)
     labels = None if classes is None else torch.eye(3)[classes]
@@ -82,7 +84,7 @@ def test_distillation_loss_is_the_sum_written_out(
             perceptual = max(squares) ** 0.5 if distance else 0.0
             totals["mse"] += share * mse / 4
             totals["perceptual"] += share * perceptual / 4
-            totals["loss"] += share * (10 ** (-3 * progress) * mse + 2.5 * perceptual) / 4
+            totals["loss"] += share * (0.7 * 10 ** (-3 * progress) * mse + 2.5 * perceptual) / 4
     if distance is None:
         del totals["perceptual"]
     terms = distillation_loss(model, batch, distance, training, progress)

@@ -2,19 +2,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import fft
 from torch import Tensor
 
-from hkdpipe.trainer.koopman import KoopmanOperator, evolution_time
+from hkdpipe.trainer.koopman import KoopmanOperator, cosine_maps, evolution_time
 
 Relative = Callable[[Tensor, Tensor], float]
 
 
-def operator(dtype: torch.dtype = torch.float64, sharing: str = "location") -> KoopmanOperator:
+SHARINGS = pytest.mark.parametrize("sharing", ["location", "channel", "low-rank"])
+
+
+def operator(dtype: torch.dtype = torch.float64, sharing: str = "location", **more: Any) -> KoopmanOperator:
     """At work on tensors of 6 x 3 x 2."""
-    made = KoopmanOperator(6, 3, 2, sharing).to(dtype)
+    made = KoopmanOperator(6, 3, 2, sharing, rank=2, **more).to(dtype)
     with torch.no_grad():
         made.alpha.uniform_(-1, 1)
         made.beta.uniform_(-4, 4)
@@ -26,14 +32,14 @@ def generator(of: KoopmanOperator) -> Tensor:
     pairs = of.alpha.shape[0]
     dense = torch.zeros(3, 2, 2 * pairs, 2 * pairs, dtype=of.alpha.dtype)
     for pair in range(pairs):
-        alpha, beta = (values.detach().expand(pairs, 3, 2)[pair] for values in (of.alpha, of.beta))
+        alpha, beta = (values.detach().expand(pairs, 3, 2)[pair] for values in of.eigenvalues())
         real, imaginary = pair, pair + pairs
         dense[..., real, real], dense[..., real, imaginary] = alpha, beta
         dense[..., imaginary, real], dense[..., imaginary, imaginary] = -beta, alpha
     return dense
 
 
-@pytest.mark.parametrize("sharing", ["location", "channel"])
+@SHARINGS
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
 def test_evolution_is_the_matrix_exponential_of_the_block_matrix(
     dtype: torch.dtype, tolerance: float, sharing: str, relative: Relative
@@ -54,9 +60,63 @@ def test_parameters_per_location_and_per_channel() -> None:
         }
 
 
-def test_zero_generator_is_the_identity_bit_for_bit() -> None:
+def test_low_rank_eigenvalues_are_sums_of_maps() -> None:
+    """With maps that learn, too."""
+    made = operator(sharing="low-rank")
+    shapes = {name: tuple(p.shape) for name, p in made.named_parameters()}
+    assert shapes == {"alpha": (3, 2), "beta": (3, 2), "alpha_maps": (2, 3, 2), "beta_maps": (2, 3, 2)}
+    with torch.no_grad():
+        made.beta_maps.normal_()
+    for part, found in zip(("alpha", "beta"), made.eigenvalues(), strict=True):
+        factors, maps = (getattr(made, name).detach().numpy() for name in (part, f"{part}_maps"))
+        expected = sum(factors[:, r, None, None] * maps[r] for r in range(2))
+        np.testing.assert_allclose(found.detach(), expected, rtol=1e-12)
+    # There are no more independent maps than locations.
+    assert KoopmanOperator(6, 3, 2, "low-rank", rank=100).alpha.shape == (3, 6)
+
+
+def test_cosine_maps_are_the_discrete_cosine_transform_smoothest_first() -> None:
+    maps = cosine_maps(12, 4, 3).double()
+    assert (maps[0] == 1).all()
+    waves = [fft.dctn(wave.numpy(), type=2) for wave in maps]
+    found = [tuple(int(i[0]) for i in np.nonzero(np.abs(wave) > 1e-5)) for wave in waves]
+    assert [len(np.nonzero(np.abs(wave) > 1e-5)[0]) for wave in waves] == [1] * 12
+    assert sorted(found) == [(u, v) for u in range(4) for v in range(3)]
+    lengths = [math.hypot(*frequency) for frequency in found]
+    assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("free", [-50.0, -0.5, 0.0, 1e-4, 2.0, 30.0])
+def test_bound_of_alpha(free: float) -> None:
+    """bound * tanh(free / bound): below the bound, and as it was where it is small; beta is free."""
+    made = operator(alpha_bound=1.5)
+    with torch.no_grad():
+        made.alpha.fill_(free)
+        made.beta.fill_(100.0)
+    alpha, beta = made.eigenvalues()
+    assert alpha.flatten()[0].item() == pytest.approx(1.5 * math.tanh(free / 1.5), rel=1e-12)
+    assert alpha.abs().max() <= 1.5
+    assert (beta == 100).all()
+    grown = made(torch.ones(1, 6, 3, 2).double(), torch.ones(1).double()).abs().max().item()
+    assert grown <= math.sqrt(2) * math.exp(1.5)
+    if abs(free) < 1e-3:
+        assert alpha.flatten()[0].item() == pytest.approx(free, rel=1e-7)
+        slope = torch.autograd.grad(alpha.sum(), made.alpha)[0]
+        torch.testing.assert_close(slope, torch.ones_like(slope))
+
+
+@SHARINGS
+@pytest.mark.parametrize("alpha_bound", [0.0, 2.0])
+def test_zero_generator_is_the_identity_bit_for_bit(sharing: str, alpha_bound: float) -> None:
+    """And it can leave it: alpha and beta have gradients."""
     z = torch.randn(5, 6, 3, 2)
-    assert torch.equal(KoopmanOperator(6, 3, 2)(z, torch.linspace(-1, 1, 5)), z)
+    made = KoopmanOperator(6, 3, 2, sharing, 2, alpha_bound)
+    evolved = made(z, torch.linspace(-1, 1, 5))
+    assert torch.equal(evolved, z)
+    (evolved * torch.randn_like(z)).sum().backward()
+    for parameter in (made.alpha, made.beta):
+        assert parameter.grad is not None
+        assert (parameter.grad != 0).all()
 
 
 def test_zero_time_is_the_identity_bit_for_bit() -> None:
@@ -71,8 +131,9 @@ def test_semigroup_law_of_the_operator(relative: Relative) -> None:
     assert relative(evolve(evolve(z, one), -one), z) < 1e-14
 
 
-def test_gradients_of_the_evolution_match_finite_differences() -> None:
-    made = operator()
+@SHARINGS
+def test_gradients_of_the_evolution_match_finite_differences(sharing: str) -> None:
+    made = operator(sharing=sharing, alpha_bound=1.5)
     z = torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=True)
     dt = torch.tensor([-0.7, 0.4], dtype=torch.float64)
 

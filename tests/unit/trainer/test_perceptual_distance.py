@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.trainer.classifier import load_classifier
-from hkdpipe.trainer.perceptual import BACKBONES, normalised_difference, perceptual_distance
+from hkdpipe.trainer.perceptual import (
+    BACKBONES,
+    SMALLEST_SIDE,
+    normalised_difference,
+    perceptual_distance,
+)
 
 Relative = Callable[[Tensor, Tensor], float]
 CPU = torch.device("cpu")
@@ -68,6 +73,15 @@ def test_lpips_is_that_of_the_lpips_package_with_the_same_trunk(
     enlarged = nn.functional.interpolate(b, 128, mode="nearest").mean(1, keepdim=True)
     grey = torch.cat([enlarged] * 3, dim=1)
     assert relative(distance(enlarged, 0 * enlarged), reference(grey, 0 * grey).flatten()) < 1e-6
+    # Smaller images are enlarged to the size asked for, others left as they are.
+    resized = perceptual_distance(name, str(tmp_path / "trunk.pth"), 3, CPU, size=40)
+    assert resized is not None
+    assert torch.equal(resized(a, b), distance(a, b))
+    little = nn.functional.interpolate(torch.rand(4, 3, 9, 9), 20)
+    bigger = nn.functional.interpolate(little, (40, 40), mode="bilinear", antialias=True)
+    expected = reference(bigger[:2], bigger[2:]).flatten()
+    assert relative(resized(little[:2], little[2:]), expected) < 1e-6
+    assert relative(distance(little[:2], little[2:]), expected) > 1e-3
 
 
 def test_normalised_difference_is_lpips_with_weights_of_one(relative: Relative) -> None:
@@ -116,6 +130,29 @@ def test_distance_by_name() -> None:
     assert torch.equal(distance(a, b), expected)
     with pytest.raises(UsageError, match="'digits' compares grey images, these have 3 channels"):
         perceptual_distance("digits", "", 3, CPU)
+
+
+def test_pseudo_huber_is_the_norm_of_a_large_difference_and_the_square_of_a_small_one() -> None:
+    a, b = torch.rand(2, 3, 2, 5, 4, dtype=torch.float64)
+    distance = perceptual_distance("pseudo-huber", "", 2, CPU)
+    assert distance is not None
+    norms = np.linalg.norm((a - b).numpy().reshape(3, -1), axis=1)
+    np.testing.assert_allclose(distance(a, b), np.hypot(norms, 0.03) - 0.03, rtol=1e-12)
+    assert distance(a, a).tolist() == [0, 0, 0]
+    small = 1e-4 * (b - a) / torch.from_numpy(norms)[:, None, None, None]
+    np.testing.assert_allclose(distance(a, a + small), 1e-8 / 0.06, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "smallest"), SMALLEST_SIDE.items())
+def test_smallest_size_of_lpips(name: str, smallest: int, tmp_path: Path) -> None:
+    """The backbone makes something of images of that size; smaller ones are refused."""
+    torch.save(backbone_weights(name), tmp_path / "trunk.pth")
+    distance = perceptual_distance(name, str(tmp_path / "trunk.pth"), 3, CPU, size=smallest)
+    assert distance is not None
+    assert distance(*torch.rand(2, 1, 3, 8, 8)).isfinite().all()
+    message = f"training.perceptual_size: got {smallest - 1}; accepted: at least {smallest} for '{name}'"
+    with pytest.raises(UsageError, match=message):
+        perceptual_distance(name, "", 3, CPU, size=smallest - 1)
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))

@@ -241,6 +241,21 @@ def test_learning_rates_of_every_group_follow_the_schedule(tmp_path: Path, sched
     np.testing.assert_allclose(rates, [[0.05 * factor, 0.2 * factor] for factor in factors], rtol=1e-12)
 
 
+def test_learning_rate_rises_over_the_warm_up(tmp_path: Path) -> None:
+    """By the samples seen, over what the schedule gives; 18 of them, in steps of four."""
+    state, rates = start(), list[float]()
+
+    def noting(model: nn.Module, batch: Tensor, progress: float) -> Mapping[str, Tensor]:
+        rates.append(state.optimizer.param_groups[1]["lr"])
+        return loss(model, batch, progress)
+
+    settings = dataclasses.replace(SETTINGS, warmup=18)
+    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World(), CPU)
+    risen = [4 / 18, 8 / 18, 12 / 18, 16 / 18, 1, 1, 1, 1, 1]
+    cosine = [math.cos(math.pi * k / 18) ** 2 for k in range(9)]
+    np.testing.assert_allclose(rates, 0.2 * np.multiply(risen, cosine), rtol=1e-12)
+
+
 @pytest.mark.parametrize(("clip", "norm"), [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])
 def test_gradient_is_clipped_to_its_largest_norm(clip: float, norm: float) -> None:
     model = nn.Linear(2, 1, bias=False)

@@ -1,0 +1,96 @@
+"""Every method goes through the same commands: training, evaluation, sampling."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import called, succeeded
+from tiny import EVALUATION, GENERATION, KDM, OPTIONS, TRAINING, Inputs, settings
+
+from hkdpipe.trainer.methods import METHODS, load_model
+
+TERMS = {
+    "hkd": ["mse", "perceptual"],
+    "kd": ["mse", "perceptual"],
+    "kdm": [
+        "mse",
+        "perceptual",
+        "reconstruction",
+        "latent",
+        "inverse",
+        "modulus",
+        "adversarial",
+        "discriminator",
+    ],
+}
+PREDICTED = {"hkd": [0, 1, 2], "kd": [0, 1, 2], "kdm": [0]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def columns(name: str) -> tuple[list[str], list[dict[str, str]]]:
+    with Path(f"run/{name}.csv").open(encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or ()), list(reader)
+
+
+@pytest.mark.parametrize("kind", ["inputs", "conditional"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_every_method(
+    method: str, kind: str, folder: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    inputs: Inputs = request.getfixturevalue(kind)
+    training = dataclasses.replace(TRAINING, method=method, budget=16)
+    kdm = dataclasses.replace(KDM, control=True)
+    sections = settings(generation=GENERATION, training=training, kdm=kdm, evaluation=EVALUATION)
+    run = ["run", "--run-dir", "run", "--set", f"teacher.source={inputs.teacher}", *sections]
+    succeeded(called(capfd, *run))
+
+    names, rows = columns("training/metrics")
+    assert names == ["seen", "loss", *TERMS[method], "learning_rate"]
+    assert [row["seen"] for row in rows] == ["12", "16"]
+    assert [int(row["state"]) for row in columns("evaluation/match")[1]] == PREDICTED[method]
+    assert columns("evaluation/metrics")[1][0]["name"] == "student"
+    assert json.loads(Path("run/export/config.json").read_text())["method"] == method
+
+    model, checkpoint = load_model("run/export"), load_model("run/training/checkpoints/step-00000004")
+    assert type(model) is METHODS[method]
+    noise, labels = torch.randn(2, 1, 8, 8), torch.eye(10)[:2] if inputs.label_dim else None
+    assert torch.equal(model.sample(noise, labels), checkpoint.sample(noise, labels))
+
+    succeeded(called(capfd, "sample", "--model", "run/export", "--count", "5", "--out", "samples"))
+    with np.load("samples/samples.npz") as samples:
+        assert samples["images"].shape == (5, 8, 8, 1)
+    assert "nothing to do" in succeeded(called(capfd, *run)).out
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "code"),
+    [("kdm", "kdm.noise=0.5", 2), ("kd", "training.between_weight=0.5", 2), ("hkd", "koopman.rank=5", 2)],
+)
+def test_a_training_with_other_options_is_refused(
+    inputs: Inputs, method: str, key: str, code: int, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    training = dataclasses.replace(TRAINING, method=method, budget=4, checkpoint_every=4)
+    places = ["--out", "out", "--teacher", str(inputs.teacher), "--archive", str(inputs.archive())]
+    options = OPTIONS[method]
+    own = {METHODS[method].section: options} if options else {}
+    train = ["train", *places, *settings(training=training, **own)]  # type: ignore[arg-type]
+    succeeded(called(capfd, *train))
+    succeeded(called(capfd, *train))
+    ran = called(capfd, *train, "--set", key)
+    assert ran.code == code
+    assert ran.errors == [
+        "out/checkpoints/step-00000001: of a training with other settings; choose another folder"
+    ]

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hkdpipe.manifests.archive import Archive
+from hkdpipe.stages.train import new_optimizer, new_student
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.settings import KdmSettings, TrainingSettings
+from hkdpipe.trainer.teacher import Teacher
+
+LEARNING_RATE, DECAY = 0.01, 0.3
+
+
+def descended(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> list[Tensor]:
+    """The weights after steps down the fourth powers of their sums."""
+    for _ in range(15):
+        optimizer.zero_grad()
+        torch.stack([weight.sum() ** 4 for weight in weights]).sum().backward()
+        optimizer.step()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize(
+    ("form", "reference"), [("decoupled", torch.optim.AdamW), ("coupled", torch.optim.Adam)]
+)
+def test_weight_decay_of_either_form_is_torchs(form: str, reference: Any) -> None:
+    """Each weight on its own, one with decay and one without, by torch's unfused optimiser."""
+    begin, decays = [torch.randn(4), torch.randn(4)], [DECAY, 0.0]
+    training = TrainingSettings(weight_decay_form=form)
+    weights = [nn.Parameter(value.clone()) for value in begin]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight], "lr": LEARNING_RATE, "weight_decay": decay}
+        for weight, decay in zip(weights, decays, strict=True)
+    ]
+    found = descended(new_optimizer(groups, training), weights)
+    for value, decay, result in zip(begin, decays, found, strict=True):
+        alone = [nn.Parameter(value.clone())]
+        optimizer = reference(alone, lr=LEARNING_RATE, weight_decay=decay, fused=False, foreach=False)
+        torch.testing.assert_close(result, descended(optimizer, alone)[0], rtol=1e-5, atol=1e-7)
+
+
+def test_forms_of_weight_decay_differ() -> None:
+    """Without a slope weights shrink by a share (decoupled), or by the learning rate (coupled)."""
+    moved = {}
+    for form in ("decoupled", "coupled"):
+        weight = nn.Parameter(torch.tensor([4.0]))
+        groups = [{"params": [weight], "lr": LEARNING_RATE, "weight_decay": DECAY}]
+        optimizer = new_optimizer(groups, TrainingSettings(weight_decay_form=form))
+        weight.grad = torch.zeros(1)
+        optimizer.step()
+        moved[form] = 4 - weight.item()
+    assert moved["decoupled"] == pytest.approx(LEARNING_RATE * DECAY * 4, rel=1e-4)
+    assert moved["coupled"] == pytest.approx(LEARNING_RATE, rel=1e-4)
+
+
+def test_weights_that_are_not_the_teachers_are_a_function_of_the_seed() -> None:
+    """Whatever the global generator did, which goes on as if nothing had been drawn."""
+    arch = Architecture(img_resolution=4, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1)
+    teacher = Teacher(PreconditionedUNet(arch), "a teacher")
+    schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    archive = cast(Archive, SimpleNamespace(plan=SimpleNamespace(schedule=schedule)))
+    options = KdmSettings(width=8, channel_mult=(1,), num_blocks=1, operator="factorised")
+
+    def weights(seed: int) -> dict[str, Tensor]:
+        training = TrainingSettings(method="kdm", seed=seed)
+        state = new_student(teacher, archive, training, options, torch.device("cpu"))
+        return state.model.state_dict()
+
+    before = torch.get_rng_state()
+    one = weights(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    again, other = weights(3), weights(4)
+    assert all(torch.equal(value, again[name]) for name, value in one.items())
+    for name in ("noise_encoder.unet.enc.4x4_conv.weight", "map.left", "map.phase"):
+        assert not torch.equal(one[name], other[name])

@@ -1,0 +1,36 @@
+"""Knowledge distillation, the baseline: the teacher's denoiser learns to map a start to its end in one step.
+
+x_0 = D(x_T; sigma_max), the skip connection c_skip x included, for a teacher of any preconditioning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+
+
+class KD(Student):
+    """The student is a denoiser like its teacher."""
+
+    name = "kd"
+
+    def __init__(
+        self, arch: Architecture, settings: Any, sigma_min: float, sigma_max: float, rho: float
+    ) -> None:
+        super().__init__(arch, settings, sigma_min, sigma_max, rho)
+        self.denoiser = PreconditionedUNet(self.arch)
+
+    def start_from(self, teacher: PreconditionedUNet) -> None:
+        """All of the teacher's weights but those for augmentations."""
+        weights = teacher.state_dict()
+        self.denoiser.load_state_dict({name: weights[name] for name in self.denoiser.state_dict()})
+
+    def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        images: Tensor = self.denoiser(x, sigma, labels)
+        return images
+
+    forward = predict
