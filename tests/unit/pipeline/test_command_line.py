@@ -164,6 +164,12 @@ def test_worker_is_named_or_seen_by_the_environment(
     assert (worker.index, worker.count) == expected
 
 
+@pytest.mark.parametrize("wait", [True, False])
+def test_worker_waits_if_told_to(stages: Any, hkdpipe: Hkdpipe, wait: bool) -> None:
+    assert hkdpipe("generate-trajectories", "--out", "a", *["--wait"] * wait).code == 0
+    assert last_call(stages)["wait"] is wait
+
+
 @pytest.mark.parametrize("worker", ["2", "2/2", "-1/2", "a/b", "1/0", "1/2/3"])
 def test_worker_that_is_none(hkdpipe: Hkdpipe, worker: str) -> None:
     ran = hkdpipe("generate-trajectories", "--out", "a", "--worker", worker)
