@@ -21,6 +21,8 @@ COMMANDS = (
     "evaluate",
     "verify",
     "status",
+    "submit",
+    "cancel",
     "sample",
     "config",
     "train-teacher",
@@ -74,6 +76,8 @@ def cli(ctx: click.Context) -> None:
       hkdpipe evaluate --run-dir runs/digits
     Training on all GPUs of a machine:
       torchrun --no-python --nproc-per-node gpu hkdpipe train --run-dir runs/digits
+    As jobs of a SLURM cluster:
+      hkdpipe submit --preset digits --run-dir runs/digits --cluster cluster.toml
     Where a run stands, and every key of its configuration:
       hkdpipe status --run-dir runs/digits
       hkdpipe config --explain

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.resources
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,12 @@ def resolve(preset: str | None, file: Path | None, stored: Path | None, override
     if preset is not None:
         values = _read_preset(preset)
     elif file is not None:
-        values = _read_file(file)
+        values = read_toml(file)
     elif stored is not None and stored.exists():
-        values = _read_file(stored)
+        values = read_toml(stored)
     else:
         values = {}
-    for name, section in values.items():
-        if name not in SECTIONS:
-            raise UsageError(f"{name}: unknown section{nearest(name, SECTIONS)}")
-        if not isinstance(section, dict):
-            raise UsageError(f"{name}: got a value; accepted: a section, [{name}]")
+    check_sections(values, SECTIONS)
     for override in overrides:
         name, key, value = _parse_override(override)
         values.setdefault(name, {})[key] = value
@@ -109,6 +105,27 @@ def dump(config: Config) -> str:
     return tomli_w.dumps(dataclasses.asdict(config))
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file of the user's: InputError if it is missing, UsageError if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
+
+
+def check_sections(values: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise UsageError where a TOML file has something else than the known sections at its top."""
+    for name, section in values.items():
+        if name not in known:
+            raise UsageError(f"{name}: unknown section{nearest(name, known)}")
+        if not isinstance(section, dict):
+            raise UsageError(f"{name}: got a value; accepted: a section, [{name}]")
+
+
 def toml_value(text: str) -> Any:
     """A value as it would stand in a TOML file; what is not TOML is a string as it stands."""
     try:
@@ -132,14 +149,3 @@ def _read_preset(name: str) -> dict[str, Any]:
     if name not in presets():
         raise UsageError(f"--preset: no preset '{name}'{nearest(name, presets())}")
     return tomllib.loads((_PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_bytes().decode())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not TOML: {error}") from None

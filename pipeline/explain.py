@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from hkdpipe.manifests.settings import accepted
+from hkdpipe.pipeline.cluster import SECTIONS as CLUSTER_SECTIONS
+from hkdpipe.pipeline.cluster import Cluster
 from hkdpipe.pipeline.config import SECTIONS, Config
 
 _LATER = {
@@ -19,31 +22,51 @@ _LATER = {
 
 def describe(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
     """By section and key: value, default, accepted values, documentation, and what may happen to it later."""
-    described: dict[str, dict[str, dict[str, Any]]] = {}
+    described = _described(config, SECTIONS)
     for name, cls in SECTIONS.items():
+        for field in dataclasses.fields(cls):
+            # [evaluation] is evaluated again when it changes.
+            kind = "operational" if name == "evaluation" else field.metadata["kind"]
+            described[name][field.name]["later"] = _LATER[kind]
+    return described
+
+
+def explain(config: Config) -> str:
+    """The configuration as a TOML file in which a comment stands above each key."""
+    return _commented(describe(config))
+
+
+def explain_cluster() -> str:
+    """The cluster file with every key at its default, in the same form."""
+    return _commented(_described(Cluster(), CLUSTER_SECTIONS))
+
+
+def _described(values: Any, sections: Mapping[str, type]) -> dict[str, dict[str, dict[str, Any]]]:
+    described: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, cls in sections.items():
         hints = typing.get_type_hints(cls)
         described[name] = {
             field.name: {
-                "value": getattr(getattr(config, name), field.name),
+                "value": getattr(getattr(values, name), field.name),
                 "default": field.default,
                 "accepted": accepted(hints[field.name], field.metadata),
                 "doc": field.metadata["doc"],
-                # [evaluation] is evaluated again when it changes.
-                "later": _LATER["operational" if name == "evaluation" else field.metadata["kind"]],
             }
             for field in dataclasses.fields(cls)
         }
     return described
 
 
-def explain(config: Config) -> str:
-    """The configuration as a TOML file in which a comment stands above each key."""
+def _commented(described: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines = []
-    for name, keys in describe(config).items():
+    for name, keys in described.items():
         lines.append(f"[{name}]")
         for key, about in keys.items():
+            said = [about["accepted"], f"default {_toml(about['default'])}"]
+            if "later" in about:
+                said.append(about["later"])
             lines += _comment(about["doc"])
-            lines += _comment(f"({about['accepted']}; default {_toml(about['default'])}; {about['later']})")
+            lines += _comment(f"({'; '.join(said)})")
             lines += [f"{key} = {_toml(about['value'])}", ""]
     return "\n".join(lines)
 

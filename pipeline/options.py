@@ -6,15 +6,17 @@ import functools
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.claims import BEAT_SECONDS, STALE_SECONDS
+from hkdpipe.manifests.errors import InUseError, UsageError
 from hkdpipe.pipeline.config import Config, resolve
 from hkdpipe.pipeline.rundir import RunDir
 from hkdpipe.stages.worker import Worker
@@ -161,6 +163,33 @@ def opened(given: Given, first: bool, shared: bool = False) -> Iterator[tuple[Ru
     if not first:
         yield RunDir(given.run_dir), config
         return
-    with RunDir(given.run_dir).owned(shared) as run:
+    with ExitStack() as stack:
+        run = _own(stack, RunDir(given.run_dir), shared)
         record_changes(run.record, run.adopt(config), lambda text: click.echo(text, err=True))
         yield run, config
+
+
+def _own(stack: ExitStack, run: RunDir, shared: bool) -> RunDir:
+    """Own the run directory; InUseError if another process does.
+
+    A job of SLURM may follow one that was lost on another machine, so it refuses only when it has seen that
+    the owner lives; otherwise it waits until the claim counts as abandoned.
+    """
+    seen: dict[str, float] = {}
+    waited = 0
+    while True:
+        try:
+            owned = stack.enter_context(run.owned(shared))
+        except InUseError:
+            beats = {path.name: path.stat().st_mtime for path in (run.path / "claims").glob("*.json")}
+            lives = any(beat > seen.get(name, beat) for name, beat in beats.items())
+            if lives or waited > STALE_SECONDS or "SLURM_JOB_ID" not in os.environ:
+                raise
+            seen = beats
+            waited += 1
+            time.sleep(1)
+            continue
+        if waited:
+            # The lost one's claims on the stages' folders may be younger by as much.
+            time.sleep(BEAT_SECONDS)
+        return owned

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import make_folders, write_atomic
 from hkdpipe.pipeline.config import Config, dump, resolve
+
+if TYPE_CHECKING:
+    from hkdpipe.stages.state import StageState
 
 _DECIDED_BY = {"generation": ("teacher", "generation"), "training": ("training", "koopman", "kdm")}
 """The sections that a stage's result follows from. Evaluation is missing: it is simply done again."""
@@ -59,6 +62,20 @@ class RunDir:
     @property
     def export(self) -> Path:
         return self.path / "export"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    def states(self, config: Config) -> tuple[StageState, StageState, StageState]:
+        """How far each stage is."""
+        from hkdpipe.stages.state import evaluation_state, generation_state, training_state
+
+        return (
+            generation_state(self.trajectories, config.generation),
+            training_state(self.training, config.training),
+            evaluation_state(self.evaluation, self.export, self.training, config.evaluation),
+        )
 
     def begun(self) -> set[str]:
         """The sections that results in here already follow from."""

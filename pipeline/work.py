@@ -74,7 +74,12 @@ def check_stages_fit(config: Config) -> None:
 
 
 def generate(
-    config: Config, archive: Path, work: Work, run: RunDir | None = None, worker: Worker = ALONE
+    config: Config,
+    archive: Path,
+    work: Work,
+    run: RunDir | None = None,
+    worker: Worker = ALONE,
+    wait: bool = False,
 ) -> Summary:
     from hkdpipe.stages.generate import generate
 
@@ -85,6 +90,7 @@ def generate(
             config.generation,
             config.teacher.licence,
             worker=worker,
+            wait=wait,
             device=work.device,
             reporter=work.reporter,
             stop=work.stop,

@@ -32,6 +32,7 @@ from hkdpipe.trainer.teacher import Teacher, load_teacher
 
 WHOLE = "archive"
 """The name under which plan and manifest are claimed while they are written."""
+WAIT_SECONDS = 1.0  # between looks at shards that others are making
 
 
 def generate(
@@ -41,6 +42,7 @@ def generate(
     licence: str = "",
     *,
     worker: Worker = ALONE,
+    wait: bool = False,
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
@@ -48,7 +50,8 @@ def generate(
     """Write the archive `out`, or what it still lacks; shard by shard, writing beside sampling.
 
     Any number of workers may do so at once: each begins with the shards that are its own by number, and goes
-    on with those that nobody is making. Whoever finds the archive complete writes its manifest.
+    on with those that nobody is making. Whoever finds the archive complete writes its manifest. With `wait`
+    it returns no earlier, and makes the shards of workers that vanish.
 
     `licence` is that of a teacher that names none. Raises UsageError where `out` is an archive of another
     teacher or other settings, HkdpipeError where there is no space for it, Interrupted when asked to stop:
@@ -67,7 +70,7 @@ def generate(
             missing = missing_shards(out, plan)
         made: list[int] = []
         if missing:
-            made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop)
+            made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop, wait)
         with claims.waiting(WHOLE):
             # Another worker may have been told to make more, and be done already.
             last = planned(out)
@@ -222,8 +225,10 @@ def make_shards(
     device: torch.device,
     reporter: Reporter,
     stop: Callable[[], bool],
+    wait: bool = False,
 ) -> list[int]:
-    """Make the missing shards of a begun archive that no other worker is making; returns their numbers.
+    """Make the missing shards of a begun archive that no other worker is making; returns their numbers,
+    with `wait` not before those of the others are made as well.
 
     One shard is sampled while a thread encodes and writes the one before.
     """
@@ -280,8 +285,13 @@ def make_shards(
                     )
             if writing is not None:
                 writing.result()
-            if len(made) == before:
+            if len(made) > before:
+                continue
+            if not wait or not missing_shards(out, plan):
                 return made
+            if stop():
+                raise Interrupted(f"stopped while others make the last shards of {out}")
+            time.sleep(WAIT_SECONDS)
 
 
 def claim_of(k: int) -> str:

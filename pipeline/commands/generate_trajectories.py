@@ -32,6 +32,11 @@ from hkdpipe.pipeline.work import working
     metavar="I/N",
     help="One of N workers on one archive, I from 0; by default as SLURM's array, srun or torchrun say.",
 )
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Stay until the archive is complete: make the shards of other workers, should they vanish.",
+)
 @configuration_options
 @work_options
 def command(
@@ -40,6 +45,7 @@ def command(
     out: Path | None,
     form: str | None,
     worker: str | None,
+    wait: bool,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -63,7 +69,7 @@ def command(
         archive = place("--out", out, run.trajectories if run else None)
         # One of several workers does not know how the stage as a whole began and ended.
         recorded_in = run if one_of_many.count == 1 else None
-        summary = stages.generate(config, archive, work, recorded_in, one_of_many)
+        summary = stages.generate(config, archive, work, recorded_in, one_of_many, wait)
         if run is not None and summary.next_commands:
             summary = replace(summary, next_commands=(next_command("train", run),))
         report(summary, quiet, as_json)

@@ -8,14 +8,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from commands import Running, hkdpipe, started, succeeded
 from test_killed_at_random import content, different
 from tiny import GENERATION, WORK, Inputs, settings
 
 from hkdpipe.manifests import contents
-from hkdpipe.stages.generate import generate
+from hkdpipe.manifests.claims import Claims
+from hkdpipe.manifests.errors import Interrupted
+from hkdpipe.stages.generate import claim_of, generate
 from hkdpipe.stages.settings import GenerationSettings
 
 LONG = replace(GENERATION, count=80, steps=30)
@@ -71,3 +76,25 @@ def check(inputs: Inputs, folder: Path, generation: GenerationSettings, workers:
 
 def test_two_workers_and_a_killed_one(inputs: Inputs, tmp_path: Path) -> None:
     check(inputs, tmp_path, LONG, workers=2, kills=1)
+
+
+def test_a_worker_that_waits_makes_what_another_gives_up(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    make = partial(generate, str(inputs.teacher), out, GENERATION)
+    with Claims(out) as others:
+        others.take(claim_of(1))
+
+        def pass_the_time(seconds: float) -> None:
+            others.release(claim_of(1))
+
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=pass_the_time)
+        monkeypatch.setattr("hkdpipe.stages.generate.time", clock)
+        assert make(**WORK).data["missing"] == 1
+        with pytest.raises(Interrupted, match="stopped while others make the last shards"):
+            make(**{**WORK, "stop": lambda: True}, wait=True)
+        assert make(**WORK, wait=True).data["missing"] == 0
+    generate(str(inputs.teacher), tmp_path / "alone", GENERATION, **WORK)
+    assert not different(content(out), content(tmp_path / "alone"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hkdpipe.manifests.claims import owning
+from hkdpipe.manifests.claims import BEAT_SECONDS, STALE_SECONDS, owning
 from hkdpipe.manifests.errors import InputError, Interrupted, InUseError
 from hkdpipe.pipeline.cli import COMMANDS
 from hkdpipe.stages.reporting import Silent
@@ -164,6 +164,12 @@ def test_worker_is_named_or_seen_by_the_environment(
     assert (worker.index, worker.count) == expected
 
 
+@pytest.mark.parametrize("wait", [True, False])
+def test_worker_waits_if_told_to(stages: Any, hkdpipe: Hkdpipe, wait: bool) -> None:
+    assert hkdpipe("generate-trajectories", "--out", "a", *["--wait"] * wait).code == 0
+    assert last_call(stages)["wait"] is wait
+
+
 @pytest.mark.parametrize("worker", ["2", "2/2", "-1/2", "a/b", "1/0", "1/2/3"])
 def test_worker_that_is_none(hkdpipe: Hkdpipe, worker: str) -> None:
     ran = hkdpipe("generate-trajectories", "--out", "a", "--worker", worker)
@@ -180,6 +186,45 @@ def test_workers_share_a_run_directory_that_nothing_else_may_use(stages: Any, hk
         assert hkdpipe("train", "--run-dir", "x").code == 4
     with owning(Path("x"), "x"):
         assert hkdpipe(*generate, "--worker", "1/2").code == 4
+
+
+@pytest.mark.parametrize(
+    ("job", "change", "code", "waits"),
+    [
+        ("7", -50.0, 0, [1, 1, 1, 1, BEAT_SECONDS]),  # silent: at last it counts as lost
+        ("7", 0.0, 4, [1] * (int(STALE_SECONDS) + 1)),  # neither, as a process that is held
+        ("7", +1.0, 4, [1]),  # it lives
+        (None, 0.0, 4, []),
+    ],
+)
+def test_a_job_waits_for_an_owner_that_may_be_lost(
+    stages: Any,
+    hkdpipe: Hkdpipe,
+    monkeypatch: pytest.MonkeyPatch,
+    job: str | None,
+    change: float,
+    code: int,
+    waits: list[float],
+) -> None:
+    claims = Path("x/claims")
+    with owning(Path("x"), "x"):
+        (claim,) = claims.glob("*.json")
+        content = json.loads(claim.read_text()) | {"host": "another"}
+    claim.write_text(json.dumps(content))
+    waited = []
+
+    def pass_the_time(seconds: float) -> None:
+        waited.append(seconds)
+        if claim.exists():
+            beat = claim.stat().st_mtime + change
+            os.utime(claim, (beat, beat))
+
+    monkeypatch.setattr("hkdpipe.pipeline.options.time", SimpleNamespace(sleep=pass_the_time))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    assert hkdpipe("train", "--preset", "digits", "--run-dir", "x").code == code
+    assert waited == waits
 
 
 def test_run_does_three_stages_and_then_nothing(stages: Any, hkdpipe: Hkdpipe) -> None:

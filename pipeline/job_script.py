@@ -1,0 +1,138 @@
+"""The sbatch script of a stage, as text. It also runs when it is submitted by hand."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from hkdpipe.pipeline.cluster import Cluster, ClusterSettings, GenerationJob, JobSettings, TrainingJob
+from hkdpipe.pipeline.rundir import RunDir
+
+COMMANDS = {"generation": "generate-trajectories", "training": "train", "evaluation": "evaluate"}
+"""The stages, in their order, and the commands that do them."""
+
+_BEGIN = """\
+job="${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}"
+job="${{job:-$SLURM_JOB_ID}}"
+restarts="${{SLURM_RESTART_COUNT:-0}}"
+echo "hkdpipe: job $job on $SLURM_JOB_NODELIST, restart $restarts" >&2
+if [ "$restarts" -gt {limit} ]; then
+    echo "hkdpipe: job $job gives up after {limit} restarts; submit the run again" >&2
+    exit 1
+fi
+# The shell outlives a request to stop, to see how the stage ends.
+trap : TERM USR2
+"""
+
+_END = """\
+echo "hkdpipe: job $job: exit code $code" >&2
+case "$code" in
+    75 | 140 | 143) again=yes ;; # stopped at a safe point, or by USR2 or TERM before it had begun
+esac
+# In another state it was cancelled, or is being started again already.
+if [ "${again:-}" = yes ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$job"
+fi
+exit "$code"
+"""
+
+# What torchrun would say to the processes.
+_MEETING = """\
+first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+MASTER_ADDR="$(scontrol --oneliner show node "$first" | sed 's/.* NodeAddr=\\([^ ]*\\) .*/\\1/')"
+MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
+export MASTER_ADDR MASTER_PORT
+"""
+_AS_TORCHRUN = 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID; exec "$@"'
+
+
+def job_script(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> str:
+    """The script of `stage` of the run; relative paths in its configuration are those of `folder`."""
+    settings: JobSettings = getattr(cluster, stage)
+    command = [*_program(cluster.cluster), COMMANDS[stage], "--run-dir", str(run.path.absolute())]
+    command += ["--device", "cuda" if settings.gpus else "cpu"]
+    if stage == "generation":
+        command.append("--wait")
+    nodes = settings.nodes if isinstance(settings, TrainingJob) else 1
+    # Workers of an archive do without one another, the processes of a training do not.
+    needed = stage == "training"
+    step = [
+        "srun",
+        f"--cpus-per-task={settings.cpus}",
+        f"--kill-on-bad-exit={needed:d}",
+        *cluster.cluster.srun,
+    ]
+    meeting = ""
+    if nodes * settings.processes > 1:
+        meeting = (
+            f"{_MEETING}# shellcheck disable=SC2016 # The processes, not this shell, replace the variables.\n"
+        )
+        step += ["bash", "-c", _AS_TORCHRUN, "bash"]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {option}" for option in _options(stage, run, cluster, folder)),
+        "",
+        "# Written by hkdpipe submit. By hand, each after the one before is done:",
+        *(f"#   sbatch {shlex.quote(str(script_path(run, name).absolute()))}" for name in COMMANDS),
+        "",
+        _BEGIN.format(limit=cluster.cluster.restarts),
+        "set -e",
+        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{settings.cpus}}}"',
+        *cluster.cluster.environment,
+        "code=0",
+        f"{meeting}{shlex.join([*step, *command])} || code=$?",
+        "",
+        _END,
+    ]
+    return "\n".join(lines)
+
+
+def script_path(run: RunDir, stage: str) -> Path:
+    return run.slurm / f"{stage}.sh"
+
+
+def log_pattern(stage: str, job: str) -> str:
+    """A glob for the names of a job's logs in `run.slurm`/logs."""
+    return f"{stage}-{job}_*.log" if stage == "generation" else f"{stage}-{job}.log"
+
+
+def _options(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> list[str]:
+    """Of sbatch."""
+    common = cluster.cluster
+    settings: JobSettings = getattr(cluster, stage)
+    numbers = "%A_%a" if stage == "generation" else "%j"
+    logs = str(run.slurm.absolute() / "logs").replace("%", "%%")
+    values = {
+        "job-name": f"{stage}-{run.path.absolute().name}",
+        "output": f"{logs}/{stage}-{numbers}.log",
+        "open-mode": "append",
+        "chdir": str(folder),
+        "partition": common.partition,
+        "account": common.account,
+        "qos": common.qos,
+        "constraint": common.constraint,
+        "nodes": str(settings.nodes if isinstance(settings, TrainingJob) else 1),
+        "ntasks-per-node": str(settings.processes),
+        "cpus-per-task": str(settings.cpus),
+        "gres": f"{common.gres}:{settings.gpus}" if settings.gpus else "",
+        "mem": settings.memory,
+        "time": settings.time,
+        "signal": f"USR2@{common.notice}",
+        "kill-on-invalid-dep": "yes",
+    }
+    if isinstance(settings, GenerationJob):
+        limit = f"%{settings.limit}" if settings.limit else ""
+        values["array"] = f"0-{settings.tasks - 1}{limit}"
+    given = [f"--{name}={shlex.quote(value)}" for name, value in values.items() if value]
+    return [*given, "--requeue", *common.extra]
+
+
+def _program(common: ClusterSettings) -> list[str]:
+    if common.program:
+        program = common.program
+    elif common.container:
+        program = "hkdpipe"
+    else:
+        program = str(Path(sys.executable).with_name("hkdpipe"))
+    return [*shlex.split(common.container), program]
