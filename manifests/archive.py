@@ -15,30 +15,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkdpipe.manifests.contents import read_manifest, size_of
+from hkdpipe.manifests.contents import parse_manifest, read_manifest, size_of
 from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.files import parse_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.remote import RemoteFolder, is_url
+from hkdpipe.manifests.shard_files import DAMAGED, MISSING, BadFile, Folder, OpenFile
 from hkdpipe.manifests.state_type import decode
 
-_OPEN_FILES = 256
-_HASH_BYTES = 1 << 20
 Integers = Sequence[int] | NDArray[np.integer]
+
+
+class DamagedShard(InputError):
+    """A shard of an archive, number `shard`, is missing or has other bytes than the manifest says."""
+
+    def __init__(self, message: str, shard: int) -> None:
+        super().__init__(message)
+        self.shard = shard
 
 
 class Archive:
     """A finished archive, open for reading; made by `open_archive`. Any thread may call its methods."""
 
-    def __init__(self, root: Path, plan: Plan, shards: list[ShardRecord]) -> None:
+    def __init__(self, folder: Folder | RemoteFolder, plan: Plan, shards: list[ShardRecord]) -> None:
         self.plan = plan
         self.shards = tuple(shards)
         self.sigmas: NDArray[np.float64] = np.array(plan.sigmas, dtype=np.float64)
         self.shape = plan.shape
         self.identity = plan.identity()
-        self._root = root
-        self._files: OrderedDict[int, _OpenFile] | None = OrderedDict()
+        self.name = str(folder)
+        self._folder = folder
+        self._files: OrderedDict[int, OpenFile] | None = OrderedDict()
         self._files_lock = threading.Lock()
-        # What was verified, so that a file put in its place since is verified again.
-        self._verified: dict[int, tuple[int, ...]] = {}
         self._shard_locks = [threading.Lock() for _ in shards]
 
     def __len__(self) -> int:
@@ -81,63 +89,83 @@ class Archive:
         stored = data.view(self.plan.stored_dtype.newbyteorder("<"))
         return decode(stored, self.plan.dtype).reshape(*data.shape[:2], *self.shape)
 
-    def _fill(self, target: NDArray[np.uint8], file: _OpenFile, offset: int, shard: ShardRecord) -> None:
+    def verify_shard(self, k: int) -> None:
+        """DamagedShard unless the files of shard k have the bytes of the manifest; they are read once."""
+        self._open(k)
+
+    def shard_bytes(self, k: int) -> bytes:
+        """The whole file of shard k, verified, past any cache. DamagedShard if it is missing or damaged."""
+        shard = self.shards[k]
+        try:
+            content = b"".join(self._folder.stream(shard.file))
+        except BadFile as error:
+            raise _damaged(self.name, shard, shard.file, str(error)) from None
+        if hashlib.sha256(content).hexdigest() != shard.sha256:
+            raise _damaged(self.name, shard, shard.file, DAMAGED)
+        return content
+
+    def _fill(self, target: NDArray[np.uint8], file: OpenFile, offset: int, shard: ShardRecord) -> None:
         done = 0
         while done < len(target):
             count = os.preadv(file.descriptor, [target[done:].data], offset + done)
             if count == 0:
-                raise _damaged(self._root, shard, shard.file, "ends early")
+                raise _damaged(self.name, shard, shard.file, "ends early")
             done += count
 
-    def _open(self, k: int) -> _OpenFile:
+    def _open(self, k: int) -> OpenFile:
         """The verified, open file of shard k."""
         with self._files_lock:
             if self._files is None:
-                raise ValueError(f"{self._root}: the archive is closed")
+                raise ValueError(f"{self.name}: the archive is closed")
             if k in self._files:
                 self._files.move_to_end(k)
                 return self._files[k]
         with self._shard_locks[k]:
-            shard = self.shards[k]
-            try:
-                file = _OpenFile(self._root / shard.file)
-            except FileNotFoundError:
-                raise _damaged(self._root, shard, shard.file, "is missing") from None
-            stamp = file.stamp()
-            if self._verified.get(k) != stamp:
-                self._verify(shard, file)
-                self._verified[k] = stamp
+            # The states' file comes first; that of the labels is only verified.
+            file, *_ = [self._verified(self.shards[k], *entry) for entry in self.shards[k].files]
         with self._files_lock:
             if self._files is not None:
                 self._files[k] = file
-                if len(self._files) > _OPEN_FILES:
+                if len(self._files) > self._folder.open_files:
                     self._files.popitem(last=False)
         return file
 
-    def _verify(self, shard: ShardRecord, states: _OpenFile) -> None:
-        """InputError unless the shard's files have the bytes of the manifest."""
-        for name, _, sha256 in shard.files:
-            try:
-                file = states if name == shard.file else _OpenFile(self._root / name)
-            except FileNotFoundError:
-                raise _damaged(self._root, shard, name, "is missing") from None
-            if file.sha256() != sha256:
-                raise _damaged(self._root, shard, name, "is damaged: its SHA-256 is not the manifest's")
+    def _verified(self, shard: ShardRecord, name: str, size: int, sha256: str) -> OpenFile:
+        try:
+            return self._folder.open(name, size, sha256)
+        except BadFile as error:
+            raise _damaged(self.name, shard, name, str(error)) from None
 
 
-def open_archive(path: str | Path) -> Archive:
-    """Open a finished archive. InputError if it is none or a shard's file is missing or of another size."""
+def open_archive(path: str | Path, check_sizes: bool = True) -> Archive:
+    """Open a finished archive, in a folder or under a URL (a string with ://, such as s3://bucket/prefix).
+
+    InputError if it is none or, in a folder and unless `check_sizes` is off, a shard's file is missing or of
+    another size. The shards of a URL are fetched whole when first used, and looked at then.
+    """
+    if is_url(path):
+        remote = RemoteFolder(str(path))
+        return Archive(remote, *_manifest(remote))
     root = Path(path)
     plan, shards = read_manifest(root)
-    for shard in shards:
+    for shard in shards if check_sizes else ():
         for file, recorded, _ in shard.files:
             size = size_of(root / file)
             if size is None:
-                raise _damaged(root, shard, file, "is missing")
+                raise _damaged(root, shard, file, MISSING)
             if size != recorded:
                 what = f"is damaged: it has {size} bytes, not the manifest's {recorded}"
                 raise _damaged(root, shard, file, what)
-    return Archive(root, plan, shards)
+    return Archive(Folder(root), plan, shards)
+
+
+def _manifest(remote: RemoteFolder) -> tuple[Plan, list[ShardRecord]]:
+    try:
+        content = b"".join(remote.stream("manifest.json"))
+    except BadFile:
+        raise InputError(f"{remote}: no manifest.json there: no finished archive") from None
+    path = f"{remote}/manifest.json"
+    return parse_manifest(parse_json(content, path), path)
 
 
 def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> NDArray[Any]:
@@ -158,29 +186,6 @@ def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> N
     return states.reshape(len(indices), *plan.states_shape)
 
 
-class _OpenFile:
-    """A file open for reading, closed when nobody refers to it any more: so never under a reading thread."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-    def stamp(self) -> tuple[int, ...]:
-        status = os.fstat(self.descriptor)
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-    def sha256(self) -> str:
-        digest = hashlib.sha256()
-        offset = 0
-        while block := os.pread(self.descriptor, _HASH_BYTES, offset):
-            digest.update(block)
-            offset += len(block)
-        return digest.hexdigest()
-
-
 def _runs(states: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     """Consecutive states are one read: (place of the first, how many, the first state) of each run, (k,)."""
     starts = [0, *(np.flatnonzero(np.diff(states) != 1) + 1).tolist(), len(states)]
@@ -196,5 +201,5 @@ def _numbers(name: str, values: Any, end: int) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _damaged(root: Path, shard: ShardRecord, file: str, what: str) -> InputError:
-    return InputError(f"{root}: shard {shard.index} ({file}) {what}")
+def _damaged(folder: str | Path, shard: ShardRecord, file: str, what: str) -> DamagedShard:
+    return DamagedShard(f"{folder}: shard {shard.index} ({file}) {what}", shard.index)

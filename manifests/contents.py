@@ -69,7 +69,11 @@ def read_manifest(root: Path) -> tuple[Plan, list[ShardRecord]]:
             f"{root}: no manifest.json: not an archive, or not finished; "
             "run hkdpipe generate-trajectories again to finish it"
         )
-    values = read_json(path)
+    return parse_manifest(read_json(path), path)
+
+
+def parse_manifest(values: Any, path: Path | str) -> tuple[Plan, list[ShardRecord]]:
+    """Plan and records in a manifest that was read from `path`. InputError if it is damaged."""
     if not isinstance(values, dict) or not isinstance(values.get("shards"), list):
         raise InputError(f"{path}: not the manifest of an archive")
     if values.get("sha256") != digest({key: values.get(key) for key in ("plan", "shards")}):

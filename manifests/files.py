@@ -51,13 +51,19 @@ def json_bytes(values: Any) -> bytes:
 def read_json(path: Path) -> Any:
     """Read JSON; InputError when the file is missing or is not JSON in UTF-8."""
     try:
-        return json.loads(path.read_bytes().decode())
+        return parse_json(path.read_bytes(), path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: missing") from None
+
+
+def parse_json(data: bytes, name: Path | str) -> Any:
+    """JSON that was read from the file or URL `name`; InputError when it is not JSON in UTF-8."""
+    try:
+        return json.loads(data.decode())
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise InputError(f"{name}: not UTF-8 at byte {error.start}") from None
     except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+        raise InputError(f"{name}: not JSON: {error}") from None
 
 
 @contextlib.contextmanager

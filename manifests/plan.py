@@ -137,7 +137,7 @@ class Plan:
         return {"format_version": self.format_version, **_shortened(self)}
 
     @classmethod
-    def from_json(cls, values: Any, path: Path) -> Plan:
+    def from_json(cls, values: Any, path: Path | str) -> Plan:
         """From the JSON values of the file `path`; InputError naming the file and the key otherwise."""
         if isinstance(values, dict) and values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
             raise InputError(
@@ -193,12 +193,12 @@ class ShardRecord:
         return _shortened(self)
 
     @classmethod
-    def from_json(cls, values: Any, path: Path) -> ShardRecord:
+    def from_json(cls, values: Any, path: Path | str) -> ShardRecord:
         """From the JSON values of the file `path`; InputError naming the file and the key otherwise."""
         return _parse(cls, values, path)
 
 
-def _parse(cls: type[_Record], values: Any, path: Path) -> _Record:
+def _parse(cls: type[_Record], values: Any, path: Path | str) -> _Record:
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a JSON object")
     names = {field.name for field in dataclasses.fields(cls)}

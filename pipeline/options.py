@@ -11,17 +11,29 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from hkdpipe.manifests.claims import BEAT_SECONDS, STALE_SECONDS
 from hkdpipe.manifests.errors import InUseError, UsageError
+from hkdpipe.manifests.remote import is_url
 from hkdpipe.pipeline.config import Config, resolve
 from hkdpipe.pipeline.rundir import RunDir
 from hkdpipe.stages.worker import Worker
 
-FOLDER = click.Path(path_type=Path)
+
+class Folder(click.Path):
+    """A path; what looks like a URL is refused, as it would become a folder of that name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if is_url(value):
+            self.fail(f"got '{value}'; accepted: a folder or file on this machine", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = Folder(path_type=Path)
+_Place = TypeVar("_Place", bound=Path | str)
 
 
 @dataclass(frozen=True)
@@ -95,12 +107,17 @@ def one_of_run_dir_and_out(given: Given, out: Path | None) -> None:
         raise UsageError("--run-dir and --out: give one of them")
 
 
-def place(option: str, path: Path | None, in_run_dir: Path | None) -> Path:
+def place(option: str, path: _Place | None, in_run_dir: Path | None) -> _Place | Path:
     """An explicit path, else the one in the run directory."""
     found = path or in_run_dir
     if found is None:
         raise UsageError(f"{option}: missing; give it, or --run-dir")
     return found
+
+
+def folder_or_url(text: str) -> Path | str:
+    """The place of an archive: a URL stays as it is."""
+    return text if is_url(text) else Path(text)
 
 
 def next_command(name: str, run: RunDir) -> str:

@@ -99,7 +99,7 @@ def generate(
     return work.perform("generation", archive, run, call)
 
 
-def train(config: Config, archive: Path, out: Path, work: Work, run: RunDir | None = None) -> Summary:
+def train(config: Config, archive: Path | str, out: Path, work: Work, run: RunDir | None = None) -> Summary:
     from hkdpipe.stages.train import train
 
     def call() -> Summary:
@@ -120,7 +120,7 @@ def train(config: Config, archive: Path, out: Path, work: Work, run: RunDir | No
 
 def evaluate(
     config: Config,
-    archive: Path,
+    archive: Path | str,
     checkpoint: Path,
     out: Path,
     export: Path,

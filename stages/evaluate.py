@@ -103,7 +103,7 @@ class _Context:
 
 def evaluate(
     teacher: str,
-    archive: Path,
+    archive: Path | str,
     checkpoint: Path,
     out: Path,
     export: Path,

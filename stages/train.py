@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import make_folders, remove_temporaries
-from hkdpipe.manifests.order import Blocks, rank_slice, training_indices
+from hkdpipe.manifests.order import rank_slice
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
+from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
-from hkdpipe.trainer.distributed import World, connected
+from hkdpipe.trainer.distributed import World, connected, sum_over_processes
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
 from hkdpipe.trainer.loss import Batch
@@ -33,7 +34,7 @@ from hkdpipe.trainer.teacher import Teacher, load_teacher
 
 def train(
     teacher: str,
-    archive: Path,
+    archive: Path | str,
     out: Path,
     training: TrainingSettings,
     options: MethodSettings | None,
@@ -51,7 +52,7 @@ def train(
     """
     rank_slice(0, training.batch_size, world.rank, world.size)  # refuses a batch that cannot be divided
     loaded = load_teacher(teacher, device)
-    with open_archive(archive) as trajectories:
+    with open_archive(archive, check_sizes=training.on_damage == "stop") as trajectories:
         check_archive(trajectories, loaded, training, archive)
         distance = perceptual_distance(
             training.perceptual,
@@ -67,20 +68,11 @@ def train(
             state = new_student(loaded, trajectories, training, options, device)
             resume(out / "checkpoints", state, identity, reporter.line)
             did_nothing = state.seen >= training.budget
+            replaced = 0
             if not did_nothing:
-                _fit(
-                    state,
-                    trajectories,
-                    distance,
-                    training,
-                    identity,
-                    out,
-                    world,
-                    device,
-                    reporter,
-                    stop,
-                    check_owned,
-                )
+                with closing(Reader(trajectories, training, reporter.line)) as reading:
+                    _fit(state, reading, distance, identity, out, world, device, reporter, stop, check_owned)
+                replaced = sum_over_processes(reading.replaced(state.seen), world, device)
     checkpoint = checkpoints(out / "checkpoints")[-1]
     trained_on = len(trajectories) - training.validation
     epochs = state.seen / trained_on
@@ -90,6 +82,7 @@ def train(
             ("method", training.method),
             ("trajectories seen", f"{state.seen:,} ({epochs:.1f} passes over {trained_on:,})"),
             ("steps", f"{state.step:,} of {training.batch_size}, {world.size} process(es)"),
+            *([("trajectories replaced", f"{replaced:,}, of damaged shards")] if replaced else []),
             ("checkpoint", str(checkpoint)),
         ),
         files=(checkpoint, out / "metrics.csv"),
@@ -97,7 +90,7 @@ def train(
             f"hkdpipe evaluate --checkpoint {out / 'checkpoints'} --archive {archive} --teacher {teacher} "
             "--out EVALUATION",
         ),
-        data={"checkpoint": str(checkpoint), "seen": state.seen, "steps": state.step},
+        data={"checkpoint": str(checkpoint), "seen": state.seen, "steps": state.step, "replaced": replaced},
         did_nothing=did_nothing,
     )
 
@@ -105,7 +98,7 @@ def train(
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings, path: Path) -> None:
+def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings, path: Path | str) -> None:
     """Raises UsageError where the archive is another teacher's, or holds too little for the settings."""
     made_with = archive.plan.teacher["sha256"]
     if made_with != teacher.sha256:
@@ -119,6 +112,20 @@ def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings
         )
     if len(archive.sigmas) == 2:
         check_without_states_between(training, f"{path} holds no states in between")
+    if training.streaming:
+        _check_streaming(archive, training, path)
+
+
+def _check_streaming(archive: Archive, training: TrainingSettings, path: Path | str) -> None:
+    if training.order != "blocks":
+        raise UsageError('training.streaming: got true; accepted: false, or training.order = "blocks"')
+    if training.on_damage != "stop":
+        raise UsageError('training.on_damage: got "skip"; accepted: "stop", as training.streaming is on')
+    if archive.plan.form != "webdataset":
+        raise UsageError(
+            f"training.streaming: got true; accepted: false, as {path} is of the form "
+            f'"{archive.plan.form}", not "webdataset"'
+        )
 
 
 def training_identity(archive: Archive, training: TrainingSettings, options: MethodSettings | None) -> str:
@@ -156,14 +163,14 @@ def new_optimizer(groups: list[dict[str, Any]], training: TrainingSettings) -> t
     return adam(groups, fused=True)
 
 
-def read_batch(archive: Archive, training: TrainingSettings, start: int, stop: int) -> Batch:
+def read_batch(reader: Reader, start: int, stop: int) -> Batch:
     """The trajectories at positions start..stop-1 at their drawn times, their ends and labels, in float32."""
-    blocks = Blocks(archive.plan.shard_size, training.block_shards) if training.order == "blocks" else None
-    indices = training_indices(training.seed, start, stop, training.validation, len(archive), blocks)
+    archive, training = reader.archive, reader.training
     positions = np.arange(start, stop)
     drawn = METHODS[training.method].draw_states(training, positions, archive.sigmas)
     end = np.full((len(drawn), 1), len(archive.sigmas) - 1)
-    states = torch.from_numpy(archive.read(indices, np.concatenate([drawn, end], axis=1))).float()
+    indices, values = reader.read(start, stop, np.concatenate([drawn, end], axis=1))
+    states = torch.from_numpy(values).float()
     sigmas = torch.from_numpy(archive.sigmas[drawn]).float()
     labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
     return Batch(states[:, :-1], torch.from_numpy(drawn), sigmas, states[:, -1], labels, positions)
@@ -190,9 +197,8 @@ def training_folder(out: Path) -> Iterator[Callable[[], None]]:
 
 def _fit(
     state: TrainingState[Student],
-    archive: Archive,
+    reading: Reader,
     distance: Distance | None,
-    training: TrainingSettings,
     identity: str,
     out: Path,
     world: World,
@@ -201,6 +207,7 @@ def _fit(
     stop: Callable[[], bool],
     check_owned: Callable[[], None],
 ) -> None:
+    archive, training = reading.archive, reading.training
     loop = LoopSettings(
         budget=training.budget,
         batch_size=training.batch_size,
@@ -213,7 +220,7 @@ def _fit(
         workers=training.workers,
     )
     metrics = MetricsLog(out / "metrics.csv", state.seen) if world.first else None
-    held_out = held_out_starts(archive, training, device)
+    held_out = held_out_starts(reading, device)
 
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         return state.model.loss(module, batch.to(device), distance, training, progress)
@@ -223,7 +230,7 @@ def _fit(
         def log(seen: int, values: dict[str, float]) -> None:
             assert metrics is not None
             check_owned()
-            metrics.append(seen, values)
+            metrics.append(seen, {**values, "replaced": reading.replaced(seen)})
             advance(seen, loss=values["loss"], mse=values["mse"])
 
         def saved(state: TrainingState[Student], path: Path) -> None:
@@ -235,7 +242,7 @@ def _fit(
 
         fit(
             state,
-            lambda start, end: read_batch(archive, training, start, end),
+            lambda start, end: read_batch(reading, start, end),
             loss,
             loop,
             out / "checkpoints",
@@ -253,13 +260,14 @@ def _fit(
         )
 
 
-def held_out_starts(archive: Archive, training: TrainingSettings, device: torch.device) -> Batch | None:
-    """Start and end of up to 256 held-out trajectories; None where none are held out."""
-    count = min(256, training.validation)
-    if not count:
+def held_out_starts(reader: Reader, device: torch.device) -> Batch | None:
+    """Start and end of up to 256 held-out trajectories; None where none are held out, or can be read."""
+    archive = reader.archive
+    indices = reader.undamaged(np.arange(min(256, reader.training.validation)))
+    if not len(indices):
         return None
-    states = torch.from_numpy(archive.read(range(count), [0, len(archive.sigmas) - 1])).float()
-    sigmas = torch.full((count, 1), float(archive.sigmas[0]))
-    labels = one_hot(archive.plan.labels(range(count)), archive.plan.label_dim)
-    starts = torch.zeros(count, 1, dtype=torch.int64)
+    states = torch.from_numpy(archive.read(indices, [0, len(archive.sigmas) - 1])).float()
+    sigmas = torch.full((len(indices), 1), float(archive.sigmas[0]))
+    labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
+    starts = torch.zeros(len(indices), 1, dtype=torch.int64)
     return Batch(states[:, :1], starts, sigmas, states[:, 1], labels).to(device)

@@ -105,6 +105,15 @@ def mean_over_processes(values: torch.Tensor, world: World) -> torch.Tensor:
     return values
 
 
+def sum_over_processes(value: int, world: World, device: torch.device) -> int:
+    """The sum of a number over the processes, on every process."""
+    if world.size == 1:
+        return value
+    total = torch.tensor(value, device=device)
+    dist.all_reduce(total)
+    return int(total.item())
+
+
 def barrier(world: World) -> None:
     if world.size > 1:
         dist.barrier()

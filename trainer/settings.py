@@ -118,6 +118,18 @@ class TrainingSettings:
         minimum=0,
         kind="operational",
     )
+    streaming: bool = setting(
+        False,
+        "with order = 'blocks': stream the tar shards of an archive block by block, instead of reading at "
+        "random from files or, of a remote archive, from the cache",
+        kind="operational",
+    )
+    on_damage: str = setting(
+        "stop",
+        "a shard that is missing or damaged: 'stop', or 'skip': go on with other trajectories in its place",
+        choices=("stop", "skip"),
+        kind="operational",
+    )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from hkdpipe.pipeline.options import (
     FOLDER,
     Given,
     configuration_options,
+    folder_or_url,
     one_of_run_dir_and_out,
     one_process_only,
     opened,
@@ -23,7 +24,12 @@ from hkdpipe.pipeline.work import working
 
 @click.command("evaluate", short_help="Stage 3: measure and export it.")
 @click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
-@click.option("--archive", type=FOLDER, metavar="ARCHIVE", help="Archive trained on, if not the run's own.")
+@click.option(
+    "--archive",
+    type=folder_or_url,
+    metavar="ARCHIVE",
+    help="Archive trained on, if not the run's own: a folder or a URL.",
+)
 @click.option(
     "--checkpoint",
     type=FOLDER,
@@ -36,7 +42,7 @@ from hkdpipe.pipeline.work import working
 def command(
     given: Given,
     teacher: str | None,
-    archive: Path | None,
+    archive: Path | str | None,
     checkpoint: Path | None,
     out: Path | None,
     device: str,

@@ -12,6 +12,7 @@ from hkdpipe.pipeline.options import (
     FOLDER,
     Given,
     configuration_options,
+    folder_or_url,
     next_command,
     one_of_run_dir_and_out,
     opened,
@@ -25,7 +26,10 @@ from hkdpipe.pipeline.work import working
 @click.command("train", short_help="Stage 2: train the generator.")
 @click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
 @click.option(
-    "--archive", type=FOLDER, metavar="ARCHIVE", help="Archive to learn from, if not the run's own."
+    "--archive",
+    type=folder_or_url,
+    metavar="ARCHIVE",
+    help="Archive to learn from, if not the run's own: a folder, or a URL such as s3://bucket/archive.",
 )
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write, instead of a run directory.")
 @click.option("--method", metavar="METHOD", help="hkd, kd or kdm: training.method.")
@@ -34,7 +38,7 @@ from hkdpipe.pipeline.work import working
 def command(
     given: Given,
     teacher: str | None,
-    archive: Path | None,
+    archive: Path | str | None,
     out: Path | None,
     method: str | None,
     device: str,
@@ -48,6 +52,8 @@ def command(
       hkdpipe train --run-dir runs/digits
     From an archive elsewhere:
       hkdpipe train --archive archive --out training --teacher my-teacher --set training.budget=2000000
+    From an object store, through the cache in $HKDPIPE_CACHE:
+      hkdpipe train --archive s3://bucket/archive --out training --teacher my-teacher
     On four GPUs of a machine:
       torchrun --no-python --nproc-per-node 4 hkdpipe train --run-dir runs/digits
     """

@@ -437,6 +437,36 @@ CASES = {
         r"training\.batch_size: got 5; accepted: a multiple of the 2 processes",
         variables=TWO,
     ),
+    "streaming in no blocks": Case(
+        f"{TRAIN} --set training.streaming=true",
+        2,
+        r'training\.streaming: got true; accepted: false, or training\.order = "blocks"',
+    ),
+    "streaming no tars": Case(
+        f"{TRAIN} --set training.streaming=true --set training.order=blocks",
+        2,
+        r'training\.streaming: got true; accepted: false, as archive-zarr is of the form "zarr", not .*',
+    ),
+    "streaming past damage": Case(
+        f"{TRAIN} --set training.streaming=true --set training.order=blocks --set training.on_damage=skip",
+        2,
+        r'training\.on_damage: got "skip"; accepted: "stop", as training\.streaming is on',
+    ),
+    "a URL of nothing": Case(
+        "train --out new --teacher teacher --archive nothing://x",
+        3,
+        r"nothing://x: cannot be read .*",
+    ),
+    "a URL to write to": Case(
+        "generate-trajectories --out s3://bucket/archive --teacher teacher",
+        2,
+        r"Invalid value for '--out': got 's3://bucket/archive'; accepted: a folder or file .*",
+    ),
+    "a URL to verify": Case(
+        "verify s3://bucket/archive",
+        2,
+        r"Invalid value for 'ARCHIVE': got 's3://bucket/archive'; accepted: .*",
+    ),
     "two without a meeting place": Case(TRAIN, 2, r"environment of torchrun: .*MASTER_ADDR.*", variables=TWO),
     "the third of two": Case(
         TRAIN,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import archive, contents, writing
+from hkdpipe.manifests import archive, contents, shard_files, writing
 from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.errors import HkdpipeError, InputError, InUseError, UsageError
 from hkdpipe.manifests.files import sha256_file
@@ -322,14 +322,14 @@ def test_each_shard_is_verified_once_and_again_when_replaced(
 ) -> None:
     write(tmp_path, plan)
     hashed: list[str] = []
-    sha256 = archive._OpenFile.sha256
+    sha256 = shard_files.OpenFile.sha256
 
-    def noting(self: archive._OpenFile) -> str:
+    def noting(self: shard_files.OpenFile) -> str:
         hashed.append(str(Path(f"/proc/self/fd/{self.descriptor}").readlink().relative_to(tmp_path)))
         return sha256(self)
 
-    monkeypatch.setattr(archive._OpenFile, "sha256", noting)
-    monkeypatch.setattr(archive, "_OPEN_FILES", 1)  # so that files are opened again and again
+    monkeypatch.setattr(shard_files.OpenFile, "sha256", noting)
+    monkeypatch.setattr(shard_files.Folder, "open_files", 1)  # so that files are opened again and again
     opened = archive.open_archive(tmp_path)
     for _ in range(3):
         opened.read([0, 9, 4, 0], [0])
@@ -349,7 +349,7 @@ def open_files() -> int:
 def test_threads_and_a_bounded_number_of_open_files(
     tmp_path: Path, plan: Plan, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "_OPEN_FILES", 2)
+    monkeypatch.setattr(shard_files.Folder, "open_files", 2)
     plan = dataclasses.replace(plan, shard_size=1)
     data = write(tmp_path, plan)
     opened = archive.open_archive(tmp_path)

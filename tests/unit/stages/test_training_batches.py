@@ -13,6 +13,7 @@ from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.order import Blocks, training_indices
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.train import check_archive, held_out_starts, read_batch, training_identity
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
@@ -33,7 +34,7 @@ def archive(tmp_path: Path, plan: Plan, write_shards: WriteShards) -> Iterator[A
 def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive, times: int) -> None:
     """State k of trajectory i holds 10 i + k: which was read can be told from the values."""
     training = dataclasses.replace(TRAINING, times=times)
-    batch = read_batch(archive, training, 5, 25)
+    batch = read_batch(Reader(archive, training, print), 5, 25)
     indices = training_indices(2, 5, 25, 3, 12)
     drawn = HKD.draw_states(training, np.arange(5, 25), archive.sigmas)
     assert batch.states.shape == (20, times, 1, 2, 2)
@@ -53,8 +54,8 @@ def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive,
 
 
 def test_batches_depend_on_the_positions_alone(archive: Archive) -> None:
-    whole = read_batch(archive, TRAINING, 0, 30)
-    parts = [read_batch(archive, TRAINING, *part) for part in ((0, 4), (4, 17), (17, 30))]
+    whole = read_batch(Reader(archive, TRAINING, print), 0, 30)
+    parts = [read_batch(Reader(archive, TRAINING, print), *part) for part in ((0, 4), (4, 17), (17, 30))]
     for name, value in vars(whole).items():
         if value is None:
             assert not archive.plan.classes
@@ -66,12 +67,12 @@ def test_batches_in_blocks_of_shards(archive: Archive) -> None:
     """Shards of 5 of 12 trajectories, blocks of one shard each: an epoch of 9 goes from shard to shard."""
     training = dataclasses.replace(TRAINING, order="blocks", block_shards=1)
     blocks = Blocks(shard_size=5, shards=1)
-    ends = read_batch(archive, training, 0, 18).ends[:, 0, 0, 0]
+    ends = read_batch(Reader(archive, training, print), 0, 18).ends[:, 0, 0, 0]
     assert ((ends - 4) / 10).tolist() == training_indices(2, 0, 18, 3, 12, blocks).tolist()
 
 
 def test_held_out_trajectories_are_the_first_ones(archive: Archive) -> None:
-    batch = held_out_starts(archive, TRAINING, torch.device("cpu"))
+    batch = held_out_starts(Reader(archive, TRAINING, print), torch.device("cpu"))
     assert batch is not None
     assert batch.states[:, 0, 0, 0, 0].tolist() == [0, 10, 20]
     assert batch.ends[:, 0, 0, 0].tolist() == [4, 14, 24]
@@ -81,7 +82,7 @@ def test_held_out_trajectories_are_the_first_ones(archive: Archive) -> None:
         None if labels is None else labels.tolist()
     )
     none = dataclasses.replace(TRAINING, validation=0)
-    assert held_out_starts(archive, none, torch.device("cpu")) is None
+    assert held_out_starts(Reader(archive, none, print), torch.device("cpu")) is None
 
 
 def test_archive_of_another_teacher_or_too_small(archive: Archive) -> None:
