@@ -1,4 +1,4 @@
-"""Every method goes through the same commands: training, evaluation, sampling."""
+"""Other methods than HKD go through the same commands: training, evaluation, sampling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from tiny import EVALUATION, GENERATION, KDM, OPTIONS, TRAINING, Inputs, setting
 from hkdpipe.trainer.methods import METHODS, load_model
 
 TERMS = {
-    "hkd": ["mse", "perceptual"],
     "kd": ["mse", "perceptual"],
     "kdm": [
         "mse",
@@ -29,7 +28,7 @@ TERMS = {
         "discriminator",
     ],
 }
-PREDICTED = {"hkd": [0, 1, 2], "kd": [0, 1, 2], "kdm": [0]}
+PREDICTED = {"kd": [0, 1, 2], "kdm": [0]}
 
 
 @pytest.fixture
@@ -46,8 +45,8 @@ def columns(name: str) -> tuple[list[str], list[dict[str, str]]]:
 
 
 @pytest.mark.parametrize("kind", ["inputs", "conditional"])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_of_every_method(
+@pytest.mark.parametrize("method", ["kd", "kdm"])
+def test_a_run_of_another_method(
     method: str, kind: str, folder: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     inputs: Inputs = request.getfixturevalue(kind)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import HKDPIPE, TORCHRUN, Ran, hkdpipe, run, succeeded
-from tiny import KOOPMAN, TRAINING, Inputs, settings
+from tiny import KDM, KOOPMAN, TRAINING, Inputs, settings
 
 from hkdpipe.trainer.settings import TrainingSettings
 
@@ -19,7 +19,7 @@ ONLY_THE_FIRST_WRITES = ["sh", "-c", '[ "$RANK" = 0 ] || ulimit -f 1; exec "$@"'
 
 def command(inputs: Inputs, out: str, training: TrainingSettings) -> list[str]:
     places = ["--out", out, "--teacher", str(inputs.teacher), "--archive", str(inputs.archive())]
-    return ["train", *places, *settings(training=training, koopman=KOOPMAN)]
+    return ["train", *places, *settings(training=training, koopman=KOOPMAN, kdm=KDM)]
 
 
 def two_processes(folder: Path, *arguments: str) -> Ran:
@@ -38,8 +38,9 @@ def rows(out: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_gradients_of_one_step(inputs: Inputs, tmp_path: Path) -> None:
-    once = replace(TRAINING, budget=8, batch_size=8, gradient_clip=0.0)
+@pytest.mark.parametrize("method", ["hkd", "kdm"])
+def test_gradients_of_one_step(inputs: Inputs, tmp_path: Path, method: str) -> None:
+    once = replace(TRAINING, method=method, latent_weight=0.1, budget=8, batch_size=8, gradient_clip=0.0)
     succeeded(hkdpipe(tmp_path, *command(inputs, "one", once)))
     ran = succeeded(two_processes(tmp_path, *command(inputs, "two", once)))
     assert "1 of 8, 2 process(es)" in ran.out
