@@ -169,6 +169,15 @@ def test_refusals_come_before_anything_is_written(slurm: Slurm, hkdpipe: Hkdpipe
     assert not Path("x").exists()
 
 
+def test_a_dry_run_refuses_what_a_begun_run_may_not_change(slurm: Slurm, hkdpipe: Hkdpipe) -> None:
+    hkdpipe(*SUBMIT, "--preset", "digits")
+    Path("x/trajectories").mkdir()
+    Path("x/trajectories/plan.json").touch()
+    ran = hkdpipe(*SUBMIT, "--set", "generation.seed=3", "--dry-run")
+    assert ran.code == 2
+    assert ran.error.startswith("generation.seed: this run has 0, given 3; ")
+
+
 def test_jobs_in_the_queue_keep_their_configuration(slurm: Slurm, hkdpipe: Hkdpipe) -> None:
     hkdpipe(*SUBMIT, "--preset", "digits")
     slurm.queue("2|PENDING|Dependency|")
