@@ -47,7 +47,7 @@ def class_rows(
             else reference.features[reference.labels == number]
         )
         if min(own.sum(), len(like)) >= 2:
-            row[metric] = frechet_distance(statistics(features[own]), statistics(like))
+            row[metric] = frechet_distance(statistics([features[own]]), statistics([like]))
         if judged is not None and own.any():
             row["as_asked"] = float((judged[own] == number).mean())
         rows.append(row)

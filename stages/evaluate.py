@@ -314,7 +314,7 @@ def _row(
         "name": name,
         "nfe": nfe,
         "samples": settings.samples,
-        network.metric: frechet_distance(statistics(made), statistics(target.features)),
+        network.metric: frechet_distance(statistics([made]), statistics([target.features])),
         "confident": float((likely.max(axis=1) > 0.9).mean()),
         "class_shares": classes.tolist(),
     }
@@ -340,7 +340,7 @@ def _halves_row(context: _Context, network: FeatureNetwork, features: NDArray[np
     for division in range(10):
         order = rng.permutation(context.settings.seed, "halves", division, len(features))
         one, other = features[order[:half]], features[order[half:]]
-        distances.append(frechet_distance(statistics(one), statistics(other)))
+        distances.append(frechet_distance(statistics([one]), statistics([other])))
     return {
         "name": "two halves of the reference",
         "nfe": 0,
