@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,12 @@ class Student(nn.Module):
 
     def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """One-step images from unit noise (N, C, H, W)."""
-        sigma = torch.full((len(noise),), self.sigma_max, dtype=self.dtype, device=noise.device)
+        sigma = torch.full(noise.shape[:1], self.sigma_max, dtype=self.dtype, device=noise.device)
         return self.predict(noise.to(self.dtype) * self.sigma_max, sigma, labels)
+
+    def folded(self) -> Self:
+        """A copy for `sample` alone, whose constants are computed beforehand."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
 
     def loss(
         self,
@@ -125,6 +130,10 @@ class Student(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
