@@ -76,6 +76,15 @@ def write_statistics(path: Path, values: Statistics) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
+def holds_statistics(path: Path) -> bool:
+    """Whether it is an .npz of statistics rather than of images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "mu.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def read_statistics(path: Path) -> Statistics:
     """Read an .npz of EDM's. InputError for one that holds something else."""
     try:

@@ -6,8 +6,10 @@ label_dim); both give images (N, C, H, W) in [-1, 1] but for overshoots.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +42,18 @@ def write_program(model: Student, path: Path) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
-def write_onnx(model: Student, path: Path) -> None:
-    """Write an ONNX model. UsageError where the packages for it are missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
+def check_exports(kinds: Sequence[str]) -> None:
+    """UsageError where the packages are missing that 'onnx' needs."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if "onnx" in kinds and missing:
         raise UsageError(
-            f"evaluation.exports: 'onnx' needs the package {error.name}; accepted: after "
+            f"evaluation.exports: 'onnx' needs the package {missing[0]}; accepted: after "
             "pip install 'hkdpipe[onnx]'"
-        ) from None
+        )
+
+
+def write_onnx(model: Student, path: Path) -> None:
+    """Write an ONNX model, in one file."""
     program = _program(model)
     exported: Any = torch.onnx.export(
         program, dynamo=True, input_names=_names(model), output_names=[IMAGES], verbose=False

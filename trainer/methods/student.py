@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import atomic_folder, read_json, write_json
+from hkdpipe.manifests.files import atomic_folder, read_json, sha256_file, write_json
 from hkdpipe.manifests.settings import parse_section
 from hkdpipe.trainer.checkpoint import read_state
 from hkdpipe.trainer.loss import Batch, distillation_loss
@@ -165,12 +167,20 @@ class Student(nn.Module):
         except (*UNFIT, UsageError) as error:
             raise InputError(f"{wrong} ({error})") from None
 
-    def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write the export that `from_pretrained` reads: model.safetensors and config.json."""
+    def save(
+        self, folder: Path, about: dict[str, Any], complete: Callable[[Path], None] = lambda folder: None
+    ) -> None:
+        """Write the export that `from_pretrained` reads: model.safetensors and config.json.
+
+        `complete` adds to the folder before it appears.
+        """
         with atomic_folder(folder) as temporary:
-            write_json(temporary / "config.json", {**self.config(), "about": about})
             weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-            (temporary / "model.safetensors").write_bytes(save(weights))
+            data = save(weights)
+            (temporary / "model.safetensors").write_bytes(data)
+            checksum = {"sha256": hashlib.sha256(data).hexdigest()}
+            write_json(temporary / "config.json", {**self.config(), **checksum, "about": about})
+            complete(temporary)
 
     @classmethod
     def from_pretrained(
@@ -203,8 +213,13 @@ class SavedModel:
 def saved_model(folder: Path, weights: Weights) -> SavedModel:
     """What an export holds, or a checkpoint, once its files are checked. InputError where it is neither."""
     if (folder / "config.json").is_file():
-        described = folder / "config.json"
-        return SavedModel(read_json(described), described, folder / "model.safetensors")
+        described, weights_file = folder / "config.json", folder / "model.safetensors"
+        config = read_json(described)
+        # Exports of earlier versions name no checksum.
+        checksum = config.get("sha256") if isinstance(config, dict) else None
+        if checksum and weights_file.is_file() and sha256_file(weights_file) != checksum:
+            raise InputError(f"{weights_file}: damaged (its checksum is not the one in config.json)")
+        return SavedModel(config, described, weights_file)
     if (folder / "state.json").is_file():
         config = read_state(folder).get("model")
         return SavedModel(config, folder / "state.json", folder / f"{_WEIGHTS[weights]}.safetensors")
