@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -22,6 +24,18 @@ class Statistics:
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+    few: NDArray[np.float64] | None = None
+    """The features themselves, where there are no more than d of them."""
+
+    @functools.cached_property
+    def factor(self) -> NDArray[np.float64]:
+        """L (d, rank) with L L^T = covariance."""
+        if self.few is not None:
+            return (self.few - self.mean).T / math.sqrt(len(self.few) - 1)
+        values, vectors = np.linalg.eigh(self.covariance)
+        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        factor: NDArray[np.float64] = vectors[:, kept] * np.sqrt(values[kept])
+        return factor
 
 
 def statistics(blocks: Iterable[NDArray[np.floating]]) -> Statistics:
@@ -32,21 +46,26 @@ def statistics(blocks: Iterable[NDArray[np.floating]]) -> Statistics:
     """
     count = 0
     mean = scatter = np.zeros(0)
+    few: list[NDArray[np.float64]] = []
     for block in blocks:
         values = block.astype(np.float64)
-        own = values.mean(axis=0)
-        values -= own
         new = count + len(values)
+        if new <= values.shape[1]:
+            few.append(values)
+        else:
+            few.clear()
+        own = values.mean(axis=0)
+        centred = values - own
         if not count:
-            mean, scatter = own, values.T @ values
+            mean, scatter = own, centred.T @ centred
         else:
             shift = own - mean
             mean = mean + shift * (len(values) / new)
-            scatter = scatter + values.T @ values + np.outer(shift, shift) * (count * len(values) / new)
+            scatter = scatter + centred.T @ centred + np.outer(shift, shift) * (count * len(values) / new)
         count = new
     if count < 2:
         raise ValueError(f"a covariance needs two features, not {count}")
-    return Statistics(mean, scatter / (count - 1))
+    return Statistics(mean, scatter / (count - 1), np.concatenate(few) if few else None)
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
@@ -55,18 +74,10 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
     With C = L L^T the trace of the root is the sum of the singular values of L1^T L2: nothing complex and no
     NaN whatever the ranks, and no root is taken of what rounding has left of a zero.
     """
-    trace_of_root = np.linalg.svd(_factor(one).T @ _factor(other), compute_uv=False).sum()
+    trace_of_root = np.linalg.svd(one.factor.T @ other.factor, compute_uv=False).sum()
     shift = one.mean - other.mean
     trace = np.trace(one.covariance) + np.trace(other.covariance)
     return float(shift @ shift + trace - 2 * trace_of_root)
-
-
-def _factor(of: Statistics) -> NDArray[np.float64]:
-    """L (d, rank) with L L^T = C."""
-    values, vectors = np.linalg.eigh(of.covariance)
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    factor: NDArray[np.float64] = vectors[:, kept] * np.sqrt(values[kept])
-    return factor
 
 
 def write_statistics(path: Path, values: Statistics) -> None:

@@ -35,10 +35,10 @@ def kernel_distance(made: NDArray[np.float32], real: NDArray[np.float32]) -> dic
 
 def inception_score(logits: NDArray[np.float32]) -> dict[str, float]:
     """exp of the mean divergence of p(class | image) from p(class), of logits (N, classes) (Salimans et al.
-    2016): mean and standard deviation over ten parts of the images in a random order."""
+    2016): mean and deviation over ten parts of the images in a random order, or one part for each image."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
-    found = isc_features_to_metric(torch.from_numpy(logits))
+    found = isc_features_to_metric(torch.from_numpy(logits), splits=min(10, len(logits)))
     return {
         "inception_score": found["inception_score_mean"],
         "inception_score_std": found["inception_score_std"],

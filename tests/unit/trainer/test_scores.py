@@ -46,6 +46,7 @@ def test_inception_score_of_certain_and_of_clueless_classifiers() -> None:
 def test_inception_score_by_its_definition() -> None:
     """Ten parts of one image each say nothing: p(class) is p(class | image); of two images by hand."""
     assert inception_score(MADE[:10])["inception_score"] == pytest.approx(1)
+    assert inception_score(MADE[:3])["inception_score"] == pytest.approx(1)
     logits = np.log(np.array([[0.9, 0.1], [0.2, 0.8]], np.float32))
     pairs = np.tile(logits, (10, 1))
     mean = np.array([0.55, 0.45])
