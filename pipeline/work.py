@@ -138,6 +138,7 @@ def evaluate(
             export,
             config.evaluation,
             device=work.device,
+            world=work.world,
             reporter=work.reporter,
             stop=work.stop,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,27 +12,19 @@ from hkdpipe.trainer.frechet import frechet_distance, statistics
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The images that samples are compared with."""
-
-    features: NDArray[np.float64]
-    """(N, d)"""
-    labels: NDArray[np.int64] | None
-    """(N,), where the images have the classes of the teacher."""
-
-
 def class_rows(
     metric: str,
     classes: tuple[int, ...],
     asked: NDArray[np.int64],
     features: NDArray[np.floating],
     judged: NDArray[np.int64] | None,
-    reference: Reference,
+    real: NDArray[np.floating],
+    labels: NDArray[np.int64] | None,
 ) -> list[Row]:
     """A row for each of `classes`: how many `samples` were asked for it (asked (N,), their features (N, d)),
-    under `metric` their Frechet distance to the reference's images of that class, and `as_asked`, the share
-    in which a classifier sees that class (judged (N,), None without such a classifier).
+    under `metric` their Frechet distance to the real images of that class (features (M, d), labels (M,) or
+    None where they are not known), and `as_asked`, the share in which a classifier sees that class (judged
+    (N,), None without such a classifier).
 
     Left out is a distance that has fewer than two images on a side, and what has no samples.
     """
@@ -41,13 +32,9 @@ def class_rows(
     for number in sorted(classes):
         own = asked == number
         row: Row = {"class": number, "samples": int(own.sum())}
-        like = (
-            reference.features[:0]
-            if reference.labels is None
-            else reference.features[reference.labels == number]
-        )
+        like = real[:0] if labels is None else real[labels == number]
         if min(own.sum(), len(like)) >= 2:
-            row[metric] = frechet_distance(statistics(features[own]), statistics(like))
+            row[metric] = frechet_distance(statistics([features[own]]), statistics([like]))
         if judged is not None and own.any():
             row["as_asked"] = float((judged[own] == number).mean())
         rows.append(row)

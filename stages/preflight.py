@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from hkdpipe.stages.distribution import DISTRIBUTION
 from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.trainer.features import load_features
 from hkdpipe.trainer.perceptual import check_perceptual
+from hkdpipe.trainer.programs import check_exports
 from hkdpipe.trainer.settings import TrainingSettings
 from hkdpipe.trainer.teacher import load_teacher
 
@@ -18,5 +20,6 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
     """
     shape = load_teacher(teacher).image_shape
     check_perceptual(training.perceptual, training.perceptual_file, shape[0], training.perceptual_size)
-    if "fd" in evaluation.metrics:
-        load_features(evaluation.features, shape, torch.device("cpu"))
+    check_exports(evaluation.exports)
+    if DISTRIBUTION & set(evaluation.metrics):
+        load_features(evaluation.features, evaluation.inception, shape, torch.device("cpu"))

@@ -22,7 +22,7 @@ from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import TeacherSampling
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods import load_model
-from hkdpipe.trainer.sampler import Churn, evaluations, sample_stochastic, sample_trajectory
+from hkdpipe.trainer.sampler import Churn, edm_generators, evaluations, sample_stochastic, sample_trajectory
 from hkdpipe.trainer.teacher import load_teacher
 
 BATCH_SIZE = 256
@@ -96,7 +96,7 @@ def _noise(
 ) -> tuple[Tensor, Callable[[int], Tensor]]:
     """Unit noise (N, *shape) that images start from, and by the step's number that which churn adds."""
     if edm_seeds:
-        generators = [torch.Generator(device).manual_seed((seed + index) % 2**32) for index in indices]
+        generators = edm_generators(seed, indices, device)
 
         def following(dtype: torch.dtype) -> Tensor:
             drawn = [torch.randn(shape, generator=one, device=device, dtype=dtype) for one in generators]

@@ -114,14 +114,48 @@ class EvaluationSettings:
         0, "seed of the evaluation's noise, which no archive uses", minimum=0, maximum=MAX_SEED
     )
     batch_size: int = setting(256, "images in a network call", minimum=1)
-    features: str = setting("digits", "feature network of the Frechet distance", choices=("digits",))
-    reference: str = setting("digits", "images to compare with: 'digits', a folder of pictures, an .npz file")
+    ranges: int = setting(
+        1,
+        "ranges of so many images each whose smallest distance counts; the papers take the best of 3",
+        minimum=1,
+    )
+    bootstrap: int = setting(
+        0, "samples redrawn so many times for the standard deviation of the distance; 0: not", minimum=0
+    )
+    edm_seeds: bool = setting(
+        False, "image i starts from a torch generator of seed + i, as in EDM's own evaluation"
+    )
+    features: str = setting(
+        "digits",
+        "feature network: 'digits', a shipped classifier (fd_digits), or 'inception', the FID's own (fid)",
+        choices=("digits", "inception"),
+    )
+    inception: str = setting(
+        "",
+        "local file with Inception's weights; '': what the environment's HKDPIPE_INCEPTION names",
+        kind="operational",
+    )
+    reference: str = setting(
+        "digits",
+        "images to compare with: 'digits', a folder or .zip of pictures, an .npz of images or of EDM's "
+        "statistics (mu, sigma), or 'archive': the ends of its trajectories",
+    )
     metrics: tuple[str, ...] = setting(
         ("fd", "match", "speed"),
-        "what is measured: Frechet distance, match to the teacher on held-out trajectories, speed",
-        choices=("fd", "match", "speed"),
+        "what is measured: Frechet distance, kernel distance, Inception score, precision and recall, match "
+        "to the teacher on held-out trajectories, speed",
+        choices=("fd", "kid", "inception_score", "precision_recall", "match", "speed"),
     )
     weights: str = setting("ema", "weights evaluated and exported", choices=("ema", "raw"))
     teacher_steps: tuple[int, ...] = setting(
         (18, 8), "sampler steps of the teacher's own rows (18: 35 evaluations, 8: 15)", minimum=2
+    )
+    first_order_steps: tuple[int, ...] = setting(
+        (), "steps of rows with the teacher's first-order sampler (DDIM in EDM's terms)", minimum=1
+    )
+    compared: tuple[str, ...] = setting((), "checkpoints or exports of other students, a row each")
+    exports: tuple[str, ...] = setting(
+        (),
+        "written beside the model: 'program', of torch.export, and 'onnx'",
+        choices=("program", "onnx"),
     )

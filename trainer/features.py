@@ -1,4 +1,4 @@
-"""Feature networks for the Frechet distance, by the name of the metric that uses them."""
+"""Feature networks that distributions of images are compared in."""
 
 from __future__ import annotations
 
@@ -7,35 +7,60 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import sha256_file
 from hkdpipe.trainer.assets import asset
 from hkdpipe.trainer.classifier import load_classifier
+from hkdpipe.trainer.inception import inception_file, load_inception
+
+METRICS = {"digits": "fd_digits", "inception": "fid"}
+"""Name of the Frechet distance in the features named; FID is reserved for Inception's."""
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """What a Frechet distance is measured in."""
+    """What images are seen through."""
 
-    metric: str
-    """Name of the distance: fd_digits; FID is reserved for the Inception features of that name."""
+    name: str
     sha256: str
-    features: Callable[[Tensor], Tensor]
-    """Images (N, C, H, W) in [-1, 1] to features (N, d)."""
-    probabilities: Callable[[Tensor], Tensor]
-    """Images to class probabilities (N, classes)."""
+    """Of its weights' file."""
+    outputs: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Images uint8 (N, C, H, W) to features (N, d) and logits (N, classes)."""
+    resize: str
+    """What it does to the images' size, in words."""
+
+    @property
+    def metric(self) -> str:
+        return METRICS[self.name]
+
+    @property
+    def judges(self) -> bool:
+        """Whether its classes are those of the images, so that its opinion of single images counts."""
+        return self.name == "digits"
 
 
-def load_features(name: str, image_shape: tuple[int, int, int], device: torch.device) -> FeatureNetwork:
-    """The network that `evaluation.features` names. Raises UsageError where it does not take such images."""
+def load_features(
+    name: str, file: str, image_shape: tuple[int, int, int], device: torch.device
+) -> FeatureNetwork:
+    """The network that `evaluation.features` names; `file` holds Inception's weights.
+
+    Raises UsageError where it does not take such images, InputError for a file that is not its weights.
+    """
+    if name == "inception":
+        if image_shape[0] not in (1, 3):
+            raise UsageError(f"evaluation.features: 'inception' takes 1 or 3 channels, not {image_shape[0]}")
+        inception = load_inception(inception_file(file), device)
+        return FeatureNetwork(
+            name, inception.sha256, inception, "to 299 x 299, bilinear as TensorFlow 1's, by torch-fidelity"
+        )
     if image_shape != (1, 8, 8):
         raise UsageError(f"evaluation.features: '{name}' takes images of 1x8x8, these are {image_shape}")
     classifier = load_classifier("digits-classifier-metric").to(device)
-    return FeatureNetwork(
-        metric="fd_digits",
-        sha256=sha256_file(asset("digits-classifier-metric") / "model.safetensors"),
-        features=classifier.embed,
-        probabilities=lambda images: F.softmax(classifier(images), dim=1),
-    )
+
+    def outputs(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = classifier.embed(images.float() / 127.5 - 1)
+        return features, classifier.logits(features)
+
+    digest = sha256_file(asset("digits-classifier-metric") / "model.safetensors")
+    return FeatureNetwork(name, digest, outputs, "none")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def load_images(source: str) -> NDArray[np.float32]:
-    """Images (N, C, H, W) in [-1, 1]: 'digits', a folder of pictures of one size, or an .npz.
+    """Images (N, C, H, W) in [-1, 1]: 'digits', a folder or a .zip of pictures of one size, or an .npz.
 
     The .npz holds one array `images` (N, H, W) or (N, H, W, C) of uint8. Raises InputError otherwise.
     """
@@ -25,17 +28,21 @@ def load_images(source: str) -> NDArray[np.float32]:
     path = Path(source)
     if path.is_dir():
         return _scaled(_read_folder(path))
+    if path.suffix == ".zip" and path.is_file():
+        return _scaled(_read_zip(path))
     if path.suffix == ".npz" and path.is_file():
         return _scaled(_read_npz(path)["images"])
-    raise InputError(f"{source}: no such image set; accepted: 'digits', a folder of pictures, an .npz file")
+    raise InputError(
+        f"{source}: no such image set; accepted: 'digits', a folder or a .zip of pictures, an .npz file"
+    )
 
 
 def load_labels(source: str) -> NDArray[np.int64] | None:
     """The classes (N,), numbered from 0, of the images of `load_images`; None where the set has none.
 
     Those of 'digits' are known; of a folder whose pictures all lie in subfolders, the subfolders are the
-    classes, in the order of their names; an .npz has them in an array `labels`. Raises InputError for one
-    that holds no class numbers.
+    classes, in the order of their names; a .zip has them in dataset.json, as EDM's do; an .npz in an array
+    `labels`. Raises InputError for one that holds no class numbers.
     """
     if source == "digits":
         return load_digits()[1]
@@ -45,14 +52,18 @@ def load_labels(source: str) -> NDArray[np.int64] | None:
         if not places or any(len(parts) == 1 for parts in places):
             return None
         return np.unique([parts[0] for parts in places], return_inverse=True)[1].astype(np.int64)
-    arrays = _read_npz(path)
-    labels = arrays.get("labels")
+    if path.suffix == ".zip":
+        labels = _read_zip_labels(path)
+        count = None if labels is None else len(labels)
+    else:
+        arrays = _read_npz(path)
+        labels, count = arrays.get("labels"), len(arrays["images"])
     if labels is None:
         return None
-    if labels.dtype.kind not in "iu" or labels.shape != (len(arrays["images"]),) or labels.min() < 0:
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or labels.min() < 0:
         raise InputError(
             f"{path}: labels: {labels.dtype} {labels.shape}; accepted: a class number from 0 on for each of "
-            f"the {len(arrays['images'])} images"
+            f"the {count} images"
         )
     return labels.astype(np.int64)
 
@@ -72,29 +83,70 @@ def _scaled(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _read_folder(path: Path) -> NDArray[np.uint8]:
+    return _stacked(path, ((str(file), file.open("rb")) for file in _pictures(path)))
+
+
+def _read_zip(path: Path) -> NDArray[np.uint8]:
+    with _opened_zip(path) as archive:
+        return _stacked(path, ((f"{path}/{name}", archive.open(name)) for name in _members(archive)))
+
+
+def _read_zip_labels(path: Path) -> NDArray[Any] | None:
+    """What dataset.json says of the pictures in their order: {"labels": [[name, class], ...] or null}."""
+    with _opened_zip(path) as archive:
+        if "dataset.json" not in archive.namelist():
+            return None
+        try:
+            said = json.loads(archive.read("dataset.json"))["labels"]
+            classes = dict(said or ())
+            return np.array([classes[name] for name in _members(archive)]) if said else None
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: dataset.json: no class of {error}") from None
+
+
+@contextmanager
+def _opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a readable .zip ({error})") from None
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    return sorted(filter(_is_picture, archive.namelist()))
+
+
+def _stacked(source: Path, files: Iterable[tuple[str, IO[bytes]]]) -> NDArray[np.uint8]:
+    """Pictures of one size, (N, H, W, C)."""
     from PIL import Image, UnidentifiedImageError
 
-    files = _pictures(path)
-    if not files:
-        raise InputError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
-    images = []
-    for file in files:
+    images: list[NDArray[np.uint8]] = []
+    first = ""
+    for name, file in files:
         try:
-            with Image.open(file) as picture:
+            with file, Image.open(file) as picture:
                 if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
                     raise OSError("more than 8 bits a channel")
                 grey = picture.mode in ("1", "L")
                 pixels = np.asarray(picture.convert("L" if grey else "RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: of a damaged PNG
-            raise InputError(f"{file}: not a readable picture ({error})") from None
+            raise InputError(f"{name}: not a readable picture ({error})") from None
         images.append(pixels[:, :, None] if grey else pixels)
+        first = first or PurePosixPath(name).name
         if images[-1].shape != images[0].shape:
-            raise InputError(f"{file}: shape {images[-1].shape}, but {files[0].name} has {images[0].shape}")
+            raise InputError(f"{name}: shape {images[-1].shape}, but {first} has {images[0].shape}")
+    if not images:
+        raise InputError(f"{source}: holds no pictures ({', '.join(SUFFIXES)})")
     return np.stack(images)
 
 
 def _pictures(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return sorted(file for file in path.rglob("*") if _is_picture(file.name))
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -72,10 +72,30 @@ class KoopmanOperator(nn.Module):
     def forward(self, z: Tensor, dt: Tensor) -> Tensor:
         """exp(A dt) z for z (N, C, H, W) and dt (N,) or (1,); in float32 or better whatever the autocast."""
         with torch.autocast(z.device.type, enabled=False):
-            cosine, sine = self.propagator(dt.to(self.alpha.dtype))
-            real, imaginary = z.to(self.alpha.dtype).chunk(2, dim=1)
-            evolved = torch.cat([cosine * real + sine * imaginary, cosine * imaginary - sine * real], dim=1)
-        return evolved.to(z.dtype)
+            return evolved(z, *self.propagator(dt.to(self.alpha.dtype)))
+
+
+class FixedEvolution(nn.Module):
+    """The evolution of an operator over one dt, folded into constants; stands in the operator's place."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, operator: KoopmanOperator, dt: Tensor) -> None:
+        """`dt` (1,) is the only one that this can be asked for."""
+        super().__init__()
+        cosine, sine = operator.propagator(dt.to(operator.alpha.dtype))
+        self.register_buffer("cosine", cosine.detach().clone())
+        self.register_buffer("sine", sine.detach().clone())
+
+    def forward(self, z: Tensor, dt: Tensor) -> Tensor:
+        return evolved(z, self.cosine, self.sine)
+
+
+def evolved(z: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """exp(A dt) z from its real and imaginary parts; computed in theirs and returned in the type of z."""
+    real, imaginary = z.to(cosine.dtype).chunk(2, dim=1)
+    return torch.cat([cosine * real + sine * imaginary, cosine * imaginary - sine * real], dim=1).to(z.dtype)
 
 
 def cosine_maps(count: int, height: int, width: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -138,3 +138,8 @@ def _step(
 def evaluations(steps: int, solver: str = "heun") -> int:
     """Network evaluations (NFE) of one trajectory."""
     return steps if solver == "euler" else 2 * steps - 1
+
+
+def edm_generators(seed: int, indices: Iterable[int], device: torch.device) -> list[torch.Generator]:
+    """A generator for each image, as EDM's own scripts seed them; on a GPU, that GPU's."""
+    return [torch.Generator(device).manual_seed((seed + index) % 2**32) for index in indices]

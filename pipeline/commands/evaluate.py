@@ -13,12 +13,11 @@ from hkdpipe.pipeline.options import (
     configuration_options,
     folder_or_url,
     one_of_run_dir_and_out,
-    one_process_only,
     opened,
     place,
     work_options,
 )
-from hkdpipe.pipeline.progress import report
+from hkdpipe.pipeline.progress import first_process, report
 from hkdpipe.pipeline.work import working
 
 
@@ -37,6 +36,11 @@ from hkdpipe.pipeline.work import working
     help="A checkpoint, or a folder of them: its newest is taken.",
 )
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write, instead of a run directory.")
+@click.option(
+    "--inception",
+    metavar="FILE",
+    help="Weights of the FID's detector: evaluation.inception, and evaluation.features = 'inception'.",
+)
 @configuration_options
 @work_options
 def command(
@@ -45,6 +49,7 @@ def command(
     archive: Path | str | None,
     checkpoint: Path | None,
     out: Path | None,
+    inception: str | None,
     device: str,
     quiet: bool,
     as_json: bool,
@@ -56,14 +61,18 @@ def command(
       hkdpipe evaluate --run-dir runs/digits
     Any checkpoint (the export goes to DIR/export):
       hkdpipe evaluate --checkpoint training/checkpoints --archive archive --teacher my-teacher --out DIR
+    On four GPUs of a machine, FID in the features of a local weights file:
+      torchrun --no-python --nproc-per-node 4 hkdpipe evaluate --run-dir runs/cifar10 \\
+        --inception weights-inception-2015-12-05-6726825d.pth
     """
-    one_process_only("evaluate")
     one_of_run_dir_and_out(given, out)
-    given = given.override("teacher.source", teacher)
+    given = given.override("teacher.source", teacher).override("evaluation.inception", inception)
+    if inception is not None:
+        given = given.override("evaluation.features", "inception")
     if given.run_dir is None:
         place("--checkpoint", checkpoint, None)
         place("--archive", archive, None)
-    with opened(given, first=True) as (run, config), working(device, quiet) as work:
+    with opened(given, first=first_process()) as (run, config), working(device, quiet) as work:
         folder = place("--out", out, run.evaluation if run else None)
         summary = stages.evaluate(
             config,

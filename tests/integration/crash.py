@@ -35,7 +35,19 @@ from PIL import Image
 from tiny import STAGES, Inputs
 
 from hkdpipe.manifests import webdataset_form, writing, zarr_form
-from hkdpipe.stages import evaluate, generate, metrics_log, train, train_teacher
+from hkdpipe.stages import (
+    distribution,
+    evaluate,
+    evaluation_context,
+    evaluation_pictures,
+    feature_parts,
+    generate,
+    match,
+    metrics_log,
+    speed,
+    train,
+    train_teacher,
+)
 from hkdpipe.trainer import checkpoint, loop
 from hkdpipe.trainer.methods import student
 
@@ -94,12 +106,13 @@ POINTS: dict[str, list[Point]] = {
     ],
     "evaluate": [
         ("load", student, "read_weights"),
-        ("measure", evaluate, "quantised"),
-        ("teacher", evaluate, "sample_trajectory"),
-        ("picture", evaluate, "save_png"),
-        ("match", evaluate, "normalised_difference"),
-        ("speed", evaluate, "_seconds"),
-        ("row", evaluate, "write_json"),
+        ("measure", distribution, "quantised"),
+        ("part", feature_parts, "write_atomic"),
+        ("teacher", evaluation_context, "sample_trajectory"),
+        ("picture", evaluation_pictures, "save_png"),
+        ("match", match, "normalised_difference"),
+        ("speed", speed, "_seconds"),
+        ("row", distribution, "write_json"),
         ("table", evaluate, "write_atomic"),
         ("export", student.Student, "save"),
         *_FILES,

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from tiny import TEACHER_TRAINING, WORK, Inputs, whole
 
 from hkdpipe.manifests import rng
-from hkdpipe.stages.evaluate import quantised
+from hkdpipe.stages.distribution import quantised
 from hkdpipe.stages.train_teacher import train_teacher
 from hkdpipe.trainer.classifier import load_classifier
-from hkdpipe.trainer.frechet import frechet_distance, statistics
+from hkdpipe.trainer.frechet import Statistics, frechet_distance, statistics
 from hkdpipe.trainer.images import load_digits
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.networks import PreconditionedUNet
@@ -101,15 +101,19 @@ def test_student_and_teacher_are_measured_on_the_classes_asked_for(
     noise = torch.from_numpy(rng.unit_noise(0, "evaluation", range(10), (1, 8, 8))).float()
     asked = torch.from_numpy(rng.choice(0, "evaluation-labels", range(10), CLASSES))
     teacher, levels = load_teacher(conditional.teacher), {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
-    embed = load_classifier("digits-classifier-metric").embed
-    target = statistics(embed(quantised(torch.from_numpy(load_digits()[0]))).numpy())
+    classifier = load_classifier("digits-classifier-metric")
+
+    def seen(images: torch.Tensor) -> Statistics:
+        return statistics([classifier.embed(quantised(images) / 127.5 - 1).numpy()])
+
+    target = seen(torch.from_numpy(load_digits()[0]))
 
     def distances(labels: torch.Tensor) -> list[float]:
         one_hot = torch.eye(10)[labels]
         with torch.inference_mode():
             ends = [sample_trajectory(teacher, noise, n, one_hot, **levels)[0][-1].float() for n in (3, 2)]
             made = [HKD.from_pretrained("run/export").sample(noise, labels), *ends]
-            return [frechet_distance(statistics(embed(quantised(x)).numpy()), target) for x in made]
+            return [frechet_distance(seen(images), target) for images in made]
 
     measured = [float(row["fd_digits"]) for row in rows("metrics")[:3]]
     assert distances(asked) == pytest.approx(measured, rel=1e-4)

@@ -32,7 +32,16 @@ def test_training_and_evaluation_follow_the_archive(
         assert opened.sigmas.tolist() == sigma_schedule(6, 0.01)[list(store_steps)].tolist()
     train(str(inputs.teacher), archive, training, TRAINING, KOOPMAN, world=World(), **WORK)
     out, export = tmp_path / "evaluation", tmp_path / "export"
-    evaluate(str(inputs.teacher), archive, training / "checkpoints", out, export, EVALUATION, **WORK)
+    evaluate(
+        str(inputs.teacher),
+        archive,
+        training / "checkpoints",
+        out,
+        export,
+        EVALUATION,
+        world=World(),
+        **WORK,
+    )
     assert HKD.from_pretrained(export).sigma_min == 0.01
     assert read_json(export / "config.json")["about"]["teacher"]["licence"] == "CC0"
     assert "Licence of the teacher: CC0." in (export / "README.md").read_text()

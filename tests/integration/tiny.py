@@ -108,7 +108,16 @@ def train_tiny(inputs: Inputs, out: Path, form: str = "zarr", training: Training
 
 def evaluate_tiny(inputs: Inputs, out: Path) -> None:
     checkpoints = inputs.training / "checkpoints"
-    evaluate(str(inputs.teacher), inputs.archive(), checkpoints, out, out / "export", EVALUATION, **WORK)
+    evaluate(
+        str(inputs.teacher),
+        inputs.archive(),
+        checkpoints,
+        out,
+        out / "export",
+        EVALUATION,
+        world=World(),
+        **WORK,
+    )
 
 
 def train_teacher_tiny(inputs: Inputs, out: Path) -> None:

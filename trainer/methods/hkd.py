@@ -7,7 +7,7 @@ bottleneck evolve by a Koopman operator of their own. E and D start as the teach
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.trainer.koopman import KoopmanOperator, evolution_time
+from hkdpipe.trainer.koopman import FixedEvolution, KoopmanOperator, evolution_time
 from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet, noise_label
@@ -73,7 +73,7 @@ class HKD(Student):
         told = sigma if self.settings.encoder_time == "sigma" else torch.ones_like(sigma)
         scaled = x / (sigma**2 + self.arch.sigma_data**2).sqrt()[:, None, None, None]
         return self.encoder.encode(
-            scaled, self.encoder.embed(noise_label(told, len(x)), self._one_hot(labels))
+            scaled, self.encoder.embed(noise_label(told, x.shape[0]), self._one_hot(labels))
         )
 
     def evolve(self, z: Sequence[Tensor], start: Tensor, stop: Tensor) -> list[Tensor]:
@@ -88,7 +88,7 @@ class HKD(Student):
         """D(z): images (N, C, H, W) from observables at the end; told one constant noise level."""
         level = self.sigma_max if self.settings.decoder_time == "initial" else self.sigma_min
         sigma = torch.full((1,), level, dtype=self.dtype, device=z[-1].device)
-        emb = self.decoder.embed(noise_label(sigma, len(z[-1])), self._one_hot(labels))
+        emb = self.decoder.embed(noise_label(sigma, z[-1].shape[0]), self._one_hot(labels))
         return self.decoder.decode(z, emb) * self.arch.sigma_data
 
     def observe(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
@@ -133,6 +133,18 @@ class HKD(Student):
         terms["latent"] = latent_error(z, [for_each_time(target) for target in end]) @ share.to(images)
         terms["loss"] = terms["loss"] + training.latent_weight * terms["latent"]
         return terms
+
+    def folded(self) -> Self:
+        """With e^{A (tau(end) - tau(start))} as a constant."""
+        model = super().folded()
+        start, end = (
+            torch.tensor([sigma], dtype=self.dtype, device=self.device)
+            for sigma in (self.sigma_max, self.sigma_min)
+        )
+        dt = self.tau(end) - self.tau(start)
+        for name, operator in self.koopman.items():
+            model.koopman[name] = FixedEvolution(cast(KoopmanOperator, operator), dt)
+        return model
 
     def _one_hot(self, labels: Tensor | None) -> Tensor | None:
         if labels is None:

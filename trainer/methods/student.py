@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -14,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import atomic_folder, read_json, write_json
+from hkdpipe.manifests.files import atomic_folder, read_json, sha256_file, write_json
 from hkdpipe.manifests.settings import parse_section
 from hkdpipe.trainer.checkpoint import read_state
 from hkdpipe.trainer.loss import Batch, distillation_loss
@@ -84,8 +87,12 @@ class Student(nn.Module):
 
     def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """One-step images from unit noise (N, C, H, W)."""
-        sigma = torch.full((len(noise),), self.sigma_max, dtype=self.dtype, device=noise.device)
+        sigma = torch.full(noise.shape[:1], self.sigma_max, dtype=self.dtype, device=noise.device)
         return self.predict(noise.to(self.dtype) * self.sigma_max, sigma, labels)
+
+    def folded(self) -> Self:
+        """A copy for `sample` alone, whose constants are computed beforehand."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
 
     def loss(
         self,
@@ -127,6 +134,10 @@ class Student(nn.Module):
         return next(self.parameters()).dtype
 
     @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         return (self.arch.img_channels, self.arch.img_resolution, self.arch.img_resolution)
 
@@ -156,12 +167,20 @@ class Student(nn.Module):
         except (*UNFIT, UsageError) as error:
             raise InputError(f"{wrong} ({error})") from None
 
-    def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write the export that `from_pretrained` reads: model.safetensors and config.json."""
+    def save(
+        self, folder: Path, about: dict[str, Any], complete: Callable[[Path], None] = lambda folder: None
+    ) -> None:
+        """Write the export that `from_pretrained` reads: model.safetensors and config.json.
+
+        `complete` adds to the folder before it appears.
+        """
         with atomic_folder(folder) as temporary:
-            write_json(temporary / "config.json", {**self.config(), "about": about})
             weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-            (temporary / "model.safetensors").write_bytes(save(weights))
+            data = save(weights)
+            (temporary / "model.safetensors").write_bytes(data)
+            checksum = {"sha256": hashlib.sha256(data).hexdigest()}
+            write_json(temporary / "config.json", {**self.config(), **checksum, "about": about})
+            complete(temporary)
 
     @classmethod
     def from_pretrained(
@@ -194,8 +213,13 @@ class SavedModel:
 def saved_model(folder: Path, weights: Weights) -> SavedModel:
     """What an export holds, or a checkpoint, once its files are checked. InputError where it is neither."""
     if (folder / "config.json").is_file():
-        described = folder / "config.json"
-        return SavedModel(read_json(described), described, folder / "model.safetensors")
+        described, weights_file = folder / "config.json", folder / "model.safetensors"
+        config = read_json(described)
+        # Exports of earlier versions name no checksum.
+        checksum = config.get("sha256") if isinstance(config, dict) else None
+        if checksum and weights_file.is_file() and sha256_file(weights_file) != checksum:
+            raise InputError(f"{weights_file}: damaged (its checksum is not the one in config.json)")
+        return SavedModel(config, described, weights_file)
     if (folder / "state.json").is_file():
         config = read_state(folder).get("model")
         return SavedModel(config, folder / "state.json", folder / f"{_WEIGHTS[weights]}.safetensors")

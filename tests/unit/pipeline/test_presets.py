@@ -61,5 +61,9 @@ def test_what_is_stored_serves_training_and_fits_a_disk(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_no_distance_is_asked_for_without_features(name: str) -> None:
-    assert preset(name).evaluation.metrics == ("match", "speed")
+def test_fid_as_the_papers_have_it(name: str) -> None:
+    evaluation = preset(name).evaluation
+    assert (evaluation.features, evaluation.samples, evaluation.ranges) == ("inception", 50_000, 3)
+    assert evaluation.reference.endswith("64x64.npz" if "64" in evaluation.reference else "32x32.npz")
+    assert evaluation.teacher_steps[0] == preset(name).generation.steps
+    assert evaluation.first_order_steps == (10,)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.stages.by_class import Reference, class_rows, match_rows, merged
+from hkdpipe.stages.by_class import class_rows, match_rows, merged
 
 ASKED = np.array([3, 0, 3, 0, 0, 3])
 JUDGED = np.array([3, 0, 1, 0, 2, 3])
@@ -18,7 +18,7 @@ def features(shift: float) -> NDArray[np.float64]:
 
 def test_rows_of_the_classes_asked_for() -> None:
     """Between points moved as a whole the Frechet distance is the square of the move."""
-    rows = class_rows("fd", (3, 0), ASKED, features(2.0), JUDGED, Reference(features(0.0), ASKED))
+    rows = class_rows("fd", (3, 0), ASKED, features(2.0), JUDGED, features(0.0), ASKED)
     assert [row["class"] for row in rows] == [0, 3]
     assert [row["samples"] for row in rows] == [3, 3]
     assert [row["fd"] for row in rows] == pytest.approx([4.0, 4.0])
@@ -27,10 +27,10 @@ def test_rows_of_the_classes_asked_for() -> None:
 
 def test_what_cannot_be_measured_is_left_out() -> None:
     one = np.array([0, 3, 3, 3, 3, 3])  # a single reference image of class 0
-    rows = class_rows("fd", (0, 3, 7), ASKED, features(0.0), None, Reference(features(0.0), one))
+    rows = class_rows("fd", (0, 3, 7), ASKED, features(0.0), None, features(0.0), one)
     assert [set(row) - {"class", "samples"} for row in rows] == [set(), {"fd"}, set()]
     assert rows[2] == {"class": 7, "samples": 0}
-    without = class_rows("fd", (0, 7), ASKED, features(0.0), JUDGED, Reference(features(0.0), None))
+    without = class_rows("fd", (0, 7), ASKED, features(0.0), JUDGED, features(0.0), None)
     assert [set(row) - {"class", "samples"} for row in without] == [{"as_asked"}, set()]
 
 

@@ -18,7 +18,7 @@ from hkdpipe.manifests.errors import HkdpipeError
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.rng import choice, unit_noise
 from hkdpipe.stages import sample as sampling
-from hkdpipe.stages.evaluate import _Context
+from hkdpipe.stages.evaluation_context import Context
 from hkdpipe.stages.generate import sample_shard
 from hkdpipe.stages.reporting import Silent
 from hkdpipe.stages.settings import EvaluationSettings
@@ -62,8 +62,8 @@ def archive_noise(plan: Plan) -> Noise:
     return np.asarray(np.concatenate(pieces)[:, 0] / plan.sigmas[0], dtype=np.float64)
 
 
-def evaluation(plan: Plan) -> _Context:
-    return _Context(
+def evaluation(plan: Plan) -> Context:
+    return Context(
         teacher=cast(Teacher, None),
         student=cast(HKD, Recorder()),
         archive=cast(Any, SimpleNamespace(plan=plan)),

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 
-from hkdpipe.trainer.frechet import Statistics, frechet_distance, statistics
+from hkdpipe.manifests.errors import InputError
+from hkdpipe.trainer.frechet import (
+    Statistics,
+    frechet_distance,
+    read_statistics,
+    statistics,
+    write_statistics,
+)
 
 Array = NDArray[np.float64]
 
@@ -50,28 +59,61 @@ def test_frechet_distance_of_rank_deficient_gaussians() -> None:
     one = Statistics(np.zeros(8), low @ np.diag([1.0, 4.0, 9.0]) @ low.T)
     other = Statistics(np.zeros(8), high @ np.diag([2.0, 5.0]) @ high.T)
     scaled = Statistics(np.zeros(8), 4 * one.covariance)
-    # Rounding leaves eigenvalues of about 1e-15, of which the roots are taken.
-    assert frechet_distance(one, other) == pytest.approx(21, abs=1e-5)
-    assert frechet_distance(one, scaled) == pytest.approx(14, abs=1e-5)
+    assert frechet_distance(one, other) == pytest.approx(21, rel=1e-12)
+    assert frechet_distance(one, scaled) == pytest.approx(14, rel=1e-12)
+
+
+def test_frechet_distance_to_a_point() -> None:
+    """A single image repeated has no covariance at all."""
+    one, point = gaussian(1, 5, 5), Statistics(np.ones(5), np.zeros((5, 5)))
+    expected = np.sum((one.mean - 1) ** 2) + np.trace(one.covariance)
+    assert frechet_distance(one, point) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rank", [2048, 300])
+def test_frechet_distance_in_2048_dimensions_in_closed_form(rank: int) -> None:
+    """Along common axes; a rank below the dimensions is what fewer images than features give."""
+    size, random = 2048, np.random.default_rng(rank)
+    # A reflection is a basis that costs nothing to make.
+    axis = random.normal(size=size)
+    basis = np.eye(size) - 2 * np.outer(axis, axis) / (axis @ axis)
+    one, other = (random.lognormal(sigma=2, size=size) * (np.arange(size) < rank) for _ in range(2))
+    shift = random.normal(size=size) / 100
+    found = frechet_distance(
+        Statistics(shift, basis * one**2 @ basis), Statistics(np.zeros(size), basis * other**2 @ basis)
+    )
+    assert found == pytest.approx(shift @ shift + np.sum((one - other) ** 2), rel=1e-9)
+
+
+def test_frechet_distance_from_few_samples_by_the_nuclear_norm() -> None:
+    """tr (C1 C2)^(1/2) is the nuclear norm of the product of the samples, fewer here than dimensions."""
+    random = np.random.default_rng(0)
+    one, other = random.normal(size=(20, 256)), random.normal(0.3, 2, size=(30, 256))
+    parts = [values - values.mean(axis=0) for values in (one, other)]
+    traces = [np.sum(part**2) / (len(part) - 1) for part in parts]
+    root = np.linalg.norm(parts[0] @ parts[1].T, "nuc") / np.sqrt(19 * 29)
+    shift = one.mean(axis=0) - other.mean(axis=0)
+    expected = shift @ shift + sum(traces) - 2 * root
+    assert frechet_distance(statistics([one]), statistics([other])) == pytest.approx(expected, rel=1e-10)
 
 
 def test_frechet_distance_from_few_samples_is_finite_and_real() -> None:
     random = np.random.default_rng(0)
-    few, many = statistics(random.normal(size=(5, 64))), statistics(random.normal(size=(500, 64)))
+    few, many = statistics([random.normal(size=(5, 64))]), statistics([random.normal(size=(500, 64))])
     assert 0 < frechet_distance(few, many) < 1e3
 
 
 @pytest.mark.parametrize("rank", [3, 20])
 def test_frechet_distance_is_symmetric_and_zero_for_equals(rank: int) -> None:
     one, other = gaussian(1, 20, rank), gaussian(2, 20, rank)
-    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-6)
-    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6 * np.trace(one.covariance))
+    assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-10)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-12 * np.trace(one.covariance))
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_statistics_by_their_definition(size: int) -> None:
     features = np.random.default_rng(0).normal(3, 2, size=(9, size)).astype(np.float32)
-    found = statistics(features)
+    found = statistics([features])
     rows = features.astype(np.float64)
     mean = sum(rows) / 9
     covariance = sum(np.outer(row - mean, row - mean) for row in rows) / 8
@@ -83,4 +125,58 @@ def test_statistics_by_their_definition(size: int) -> None:
 def test_statistics_of_single_precision_features_far_from_zero() -> None:
     """In float32 the sums would lose the variance altogether."""
     features = (np.arange(4000) % 2 + 4096).astype(np.float32)[:, None]
-    assert statistics(features).covariance.item() == pytest.approx(0.25 * 4000 / 3999, rel=1e-12)
+    assert statistics([features]).covariance.item() == pytest.approx(0.25 * 4000 / 3999, rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[7, 1, 392], [400], [1] * 400, [200, 200]], ids=str)
+def test_statistics_do_not_depend_on_how_features_come(sizes: list[int]) -> None:
+    """Neither on the batches nor on which process computed them."""
+    features = np.random.default_rng(0).normal(5, 1, size=(400, 8)).astype(np.float32)
+    found = statistics(np.split(features, np.cumsum(sizes)[:-1]))
+    np.testing.assert_allclose(found.mean, features.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_statistics_of_one_feature_are_refused() -> None:
+    with pytest.raises(ValueError, match="two features, not 1"):
+        statistics([np.zeros((1, 3))])
+
+
+def test_statistics_files_are_those_of_edm(tmp_path: Path) -> None:
+    """EDM's have mu and sigma in float64 and nothing else."""
+    values = gaussian(0, 6, 9)
+    write_statistics(tmp_path / "ours.npz", values)
+    with np.load(tmp_path / "ours.npz") as arrays:
+        assert {name: array.dtype for name, array in arrays.items()} == {"mu": "f8", "sigma": "f8"}
+    np.savez(tmp_path / "theirs.npz", mu=values.mean, sigma=values.covariance)
+    for name in ("ours", "theirs"):
+        found = read_statistics(tmp_path / f"{name}.npz")
+        assert np.array_equal(found.mean, values.mean)
+        assert np.array_equal(found.covariance, values.covariance)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "what"),
+    [
+        ({"mu": np.zeros(3)}, "no array named 'sigma"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((3, 4))}, r"accepted: finite floating-point \(d,\) and"),
+        ({"mu": np.zeros(3, int), "sigma": np.zeros((3, 3))}, "mu int64"),
+        ({"mu": np.full(3, np.nan), "sigma": np.zeros((3, 3))}, "finite"),
+    ],
+    ids=["no sigma", "not square", "integers", "NaN"],
+)
+def test_other_statistics_files_are_refused(tmp_path: Path, arrays: dict[str, Array], what: str) -> None:
+    np.savez(tmp_path / "some.npz", **arrays)
+    with pytest.raises(InputError, match=what):
+        read_statistics(tmp_path / "some.npz")
+
+
+def test_what_is_no_npz_is_refused(tmp_path: Path) -> None:
+    for name, content in (("text.npz", b"hello"), ("pickle.npz", b"\x80\x04N."), ("empty.npz", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="not a readable"):
+            read_statistics(tmp_path / name)
+    with pytest.raises(InputError, match="not a readable"):
+        read_statistics(tmp_path / "missing.npz")

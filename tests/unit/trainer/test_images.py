@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +185,56 @@ def test_classes_of_an_npz(tmp_path: Path) -> None:
 def test_unknown_image_set(tmp_path: Path) -> None:
     for source in (tmp_path / "nothing", tmp_path / "nothing.npz", "letters"):
         assert refusal(source).startswith(f"{source}: no such image set; accepted: 'digits', ")
+
+
+def zipped(path: Path, data: Pixels, said: Any = None) -> Path:
+    """A .zip of pictures as EDM's data sets are: PNGs in folders, and their classes in dataset.json."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in reversed(range(len(data))):
+            buffer = io.BytesIO()
+            Image.fromarray(data[number].squeeze()).save(buffer, "png")
+            archive.writestr(f"{number // 2:05d}/img{number:08d}.png", buffer.getvalue())
+        if said is not None:
+            archive.writestr("dataset.json", json.dumps(said))
+    return path
+
+
+def names(count: int) -> list[str]:
+    return [f"{number // 2:05d}/img{number:08d}.png" for number in range(count)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zip_of_pictures_in_the_order_of_their_names(tmp_path: Path, channels: int) -> None:
+    data = pixels(5, 4, 6, channels)
+    path = zipped(tmp_path / "set.zip", data)
+    np.testing.assert_allclose(load_images(str(path)), data.transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6)
+    assert load_labels(str(path)) is None
+
+
+def test_classes_of_a_zip(tmp_path: Path) -> None:
+    said = [[name, number % 3] for number, name in enumerate(names(5))]
+    labels = load_labels(str(zipped(tmp_path / "set.zip", pixels(5, 4, 4), {"labels": said[::-1]})))
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 0, 1]
+    assert load_labels(str(zipped(tmp_path / "none.zip", pixels(5, 4, 4), {"labels": None}))) is None
+    for wrong, what in (
+        ({"labels": said[1:]}, f"dataset.json: no class of '{names(1)[0]}'"),
+        ({"classes": said}, "dataset.json: no class of 'labels'"),
+        ({"labels": [[name, 0.5] for name in names(5)]}, "labels: float64 (5,); accepted: a class number"),
+        ({"labels": [[name, [1, 2]] for name in names(5)]}, "labels: int64 (5, 2); accepted: a class number"),
+    ):
+        path = zipped(tmp_path / "wrong.zip", pixels(5, 4, 4), wrong)
+        with pytest.raises(InputError) as raised:
+            load_labels(str(path))
+        assert str(raised.value).startswith(f"{path}: {what}")
+
+
+def test_wrong_zip(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "set.zip", pixels(5, 32, 32))
+    content = path.read_bytes()
+    for damaged in (content[:300], b"words", content[:200] + bytes([content[200] ^ 255]) + content[201:]):
+        path.write_bytes(damaged)
+        assert refusal(path).startswith(str(path))
+        assert "not a readable" in refusal(path)
+    zipfile.ZipFile(path, "w").close()
+    assert refusal(path).startswith(f"{path}: holds no pictures")

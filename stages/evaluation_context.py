@@ -1,0 +1,92 @@
+"""What the measurements of one evaluation share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hkdpipe.manifests import rng
+from hkdpipe.manifests.archive import Archive
+from hkdpipe.manifests.errors import Interrupted
+from hkdpipe.stages.reporting import Reporter
+from hkdpipe.stages.settings import EvaluationSettings
+from hkdpipe.trainer.labels import one_hot
+from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.sampler import edm_generators, evaluations, sample_trajectory
+from hkdpipe.trainer.teacher import Teacher
+
+Sampler = Callable[[Tensor, Tensor | None], Tensor]
+"""Unit noise (N, C, H, W) and labels (N, label_dim), None of an unconditional teacher, to images."""
+
+
+@dataclass(frozen=True)
+class Context:
+    teacher: Teacher
+    student: Student
+    archive: Archive
+    validation: int
+    settings: EvaluationSettings
+    out: Path
+    device: torch.device
+    reporter: Reporter
+    stop: Callable[[], bool]
+    check_owned: Callable[[], None]
+    """Called before a result is written: raises where the folder is another process's now."""
+    first: bool = True
+    """False for a process that helps another one to compute features, and writes nothing else."""
+
+    def check_stop(self) -> None:
+        if self.stop():
+            raise Interrupted("stopped; the rows measured so far are kept")
+
+    @property
+    def solver(self) -> str:
+        """Of the teacher's sampler."""
+        return str(self.archive.plan.sampler["solver"])
+
+    @property
+    def predicted(self) -> int:
+        """How many of the stored states the student predicts from: all but the end, or the start alone."""
+        return len(self.archive.sigmas) - 1 if self.student.between else 1
+
+    def noise(self, start: int, stop: int) -> Tensor:
+        """The evaluation's unit noise, which no archive and no other sampling uses."""
+        if self.settings.edm_seeds:
+            generators = edm_generators(self.settings.seed, range(start, stop), self.device)
+            shape = self.student.image_shape
+            return torch.stack([torch.randn(shape, generator=one, device=self.device) for one in generators])
+        values = rng.unit_noise(
+            self.settings.seed, "evaluation", range(start, stop), self.student.image_shape
+        )
+        return torch.from_numpy(values).to(self.device)
+
+    def classes(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """The classes (N,) asked for with that noise, drawn of those trained on; None without classes."""
+        known = self.archive.plan.classes
+        if not known:
+            return None
+        return rng.choice(self.settings.seed, "evaluation-labels", range(start, stop), known)
+
+    def told(self, classes: NDArray[np.int64] | None) -> Tensor | None:
+        """Class numbers as the networks take them."""
+        return one_hot(classes, self.archive.plan.label_dim, self.device)
+
+    def teacher_images(
+        self, noise: Tensor, labels: Tensor | None, *, steps: int, solver: str | None = None
+    ) -> Tensor:
+        """The teacher's own samples, with so many steps of the archive's solver or another one."""
+        sampler = {**self.archive.plan.sampler, "steps": steps, "solver": solver or self.solver}
+        end, _ = sample_trajectory(self.teacher, noise, labels=labels, **sampler, keep=[steps])
+        return end[0]
+
+    def whole_sampler(self) -> tuple[Sampler, int]:
+        """The teacher's sampler that made the archive, and its network evaluations."""
+        steps = self.archive.plan.sampler["steps"]
+        return functools.partial(self.teacher_images, steps=steps), evaluations(steps, self.solver)
