@@ -160,7 +160,7 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(pixels, settings.projection) if settings.projection else nn.Identity()
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        latents: Tensor = self.projection(self.unet(x, x.new_zeros(len(x)), labels).flatten(1))
+        latents: Tensor = self.projection(self.unet(x, x.new_zeros(x.shape[0]), labels).flatten(1))
         return latents
 
 
@@ -175,8 +175,8 @@ class Decoder(nn.Module):
         self.unet = _unet(arch, settings, 1, arch.img_channels)
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        picture = self.projection(z).view(len(z), 1, self.side, self.side)
-        images: Tensor = self.unet(picture, z.new_zeros(len(z)), labels)
+        picture = self.projection(z).view(z.shape[0], 1, self.side, self.side)
+        images: Tensor = self.unet(picture, z.new_zeros(z.shape[0]), labels)
         return images
 
 

@@ -45,7 +45,7 @@ class PreconditionedUNet(nn.Module):
         else:
             c_skip, c_out, c_in, c_noise = self._iddpm(sigma)
         inside = torch.float16 if arch.use_fp16 and x.device.type == "cuda" else dtype
-        noise_labels = c_noise.flatten().expand(len(x))
+        noise_labels = c_noise.flatten().expand(x.shape[0])
         out = self.model((c_in * x).to(inside), noise_labels, labels, augment_labels)
         return x * c_skip + out[:, : arch.img_channels].to(dtype) * c_out
 
