@@ -30,6 +30,8 @@ def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
         return (*field.default, 3)
     if hint is str:
         return 'a "quoted" \\ path é'
+    if hint is bool:
+        return not field.default
     if hint is int:
         return field.default + 1
     upper = field.metadata["maximum"]

@@ -10,7 +10,7 @@ from hkdpipe.pipeline.rundir import Change, RunDir, check_change
 
 NUMBERS = ("training.learning_rate=0.001", "training.budget=160000", "generation.count=8192")
 STORED = resolve("digits", None, None, NUMBERS)
-ALL = {"teacher", "generation", "training", "koopman"}
+ALL = {"teacher", "generation", "training", "koopman", "kdm"}
 
 
 @pytest.mark.parametrize(
