@@ -28,6 +28,8 @@ def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
         return others[0] if others else field.default
     if isinstance(field.default, tuple):
         return (*field.default, 3)
+    if hint is bool:
+        return not field.default
     if hint is str:
         return 'a "quoted" \\ path é'
     if hint is bool:
