@@ -179,12 +179,11 @@ class Cluster:
             )
 
     def _left(self) -> Iterator[int]:
-        """Processes of this cluster's jobs that are still there."""
+        """Processes that still belong to this cluster, jobs and their keepers."""
         mine = f"SLURM_CONF={self._settings}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                values = (folder / "environ").read_bytes().split(b"\0")
-                if mine in values and any(value.startswith(b"SLURM_JOB_ID=") for value in values):
+                if mine in (folder / "environ").read_bytes().split(b"\0"):
                     yield int(folder.name)
 
 
