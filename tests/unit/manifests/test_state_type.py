@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from hkdpipe.manifests.state_type import STATE_TYPES, decode, encode, stored_dtype
+from hkdpipe.manifests.state_type import STATE_TYPES, decode, encode, finite, stored_dtype
 
 
 def test_bfloat16_is_torchs() -> None:
@@ -26,3 +27,11 @@ def test_others_are_numpys() -> None:
 def test_encoded_numbers_have_the_stored_type() -> None:
     for name in STATE_TYPES:
         assert encode(np.zeros(3), name).dtype == stored_dtype(name)
+
+
+@pytest.mark.parametrize("name", STATE_TYPES)
+def test_what_is_not_finite_is_found_in_its_trajectory(name: str) -> None:
+    greatest = {"float16": 65504.0, "float32": float(np.finfo("f4").max), "bfloat16": 3.38e38}[name]
+    numbers = np.full((6, 2, 3), -greatest)
+    numbers[[1, 2, 4], 1, 2] = np.inf, -np.inf, np.nan
+    assert finite(encode(numbers, name), name).tolist() == [True, False, False, True, False, True]
