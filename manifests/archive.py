@@ -7,6 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,8 @@ from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import parse_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.manifests.remote import RemoteFolder, is_url
+from hkdpipe.manifests.residual import NOT_READ, decode_states
 from hkdpipe.manifests.shard_files import DAMAGED, MISSING, BadFile, Folder, OpenFile
-from hkdpipe.manifests.state_type import decode
 
 Integers = Sequence[int] | NDArray[np.integer]
 
@@ -67,10 +68,12 @@ class Archive:
             self._files = None
 
     def read(self, indices: Integers, states: Integers | Sequence[Sequence[int]]) -> NDArray[Any]:
-        """Some states of some trajectories, (B, k, C, H, W) in the archive's dtype; bfloat16 as float32.
+        """Some states of some trajectories, (B, k, C, H, W) in the archive's dtype; in float32 where that is
+        bfloat16 or the encoding is residual.
 
         `indices` is (B,), in 0 … len-1; `states` is (k,), the same for all, or (B, k), in 0 … len(sigmas)-1.
-        Only the bytes of these states are read, but a shard is verified as a whole when first used.
+        Only the bytes of these states are read, and of the noise in the residual encoding, but a shard is
+        verified as a whole when first used.
         ValueError for numbers out of range or arrays of another shape, InputError for a damaged shard.
         """
         rows = _numbers("indices", indices, len(self))
@@ -78,8 +81,8 @@ class Archive:
         if rows.ndim != 1 or columns.ndim not in (1, 2) or (columns.ndim == 2 and len(columns) != len(rows)):
             raise ValueError(f"indices {rows.shape} and states {columns.shape}: not (B,) and (k,) or (B, k)")
         columns = np.broadcast_to(columns, (len(rows), columns.shape[-1]))
-        numbers = self._stored(rows, columns)
-        return decode(numbers, self.plan.dtype).reshape(*columns.shape, *self.shape)
+        found = decode_states(self.plan, columns, partial(self._stored, rows))
+        return found.reshape(*columns.shape, *self.shape)
 
     def verify_shard(self, k: int) -> None:
         """DamagedShard unless the files of shard k have the bytes of the manifest; they are read once."""
@@ -97,9 +100,10 @@ class Archive:
         return content
 
     def _stored(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[Any]:
-        """The numbers of states (B, k) as they are stored, (B, k, C * H * W)."""
+        """What is stored of states (B, k), (B, k, C * H * W); zeros where it is `NOT_READ`."""
         size = self.plan.state_bytes
         data = np.empty((*columns.shape, size), dtype=np.uint8)
+        data[columns == NOT_READ] = 0
         target = data.reshape(-1).data
         # In the order in which they lie on disk, consecutive states of a trajectory in one piece.
         order = np.argsort(rows, kind="stable")
@@ -204,12 +208,15 @@ def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> N
 
 def _runs(states: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Consecutive states of a row of `states` (B, k) are one run: its row, the place of its first among all
-    B * k, and how many it has, each (runs,).
+    B * k, and how many it has, each (runs,). What is `NOT_READ` is in none.
     """
     first = np.ones(states.shape, dtype=bool)
     first[:, 1:] = np.diff(states) != 1
     places = np.flatnonzero(first)
-    return places // max(1, states.shape[1]), places, np.diff(places, append=states.size)
+    counts = np.diff(places, append=states.size)
+    read = states.reshape(-1)[places] != NOT_READ
+    places, counts = places[read], counts[read]
+    return places // max(1, states.shape[1]), places, counts
 
 
 def _numbers(name: str, values: Any, end: int) -> NDArray[np.int64]:

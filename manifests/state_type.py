@@ -17,13 +17,13 @@ def stored_dtype(name: str) -> np.dtype[Any]:
 
 
 def encode(values: NDArray[np.floating], name: str) -> NDArray[Any]:
-    """Numbers as they are stored, each rounded to the nearest, to even in a tie.
+    """Numbers as they are stored: rounded to float32, then to the type, as torch does it.
 
-    To bfloat16 by way of float32.
+    Each time to the nearest, to even in a tie.
     """
-    if name != "bfloat16":
-        return values.astype(name)
     single = values.astype(np.float32)
+    if name != "bfloat16":
+        return single.astype(name)
     bits = single.view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return np.where(np.isnan(single), BFLOAT16_NAN, rounded).astype(np.uint16)

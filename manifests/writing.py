@@ -33,7 +33,7 @@ from hkdpipe.manifests.files import (
     write_atomic,
     write_json,
 )
-from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.plan import LEFT_OUT, Plan, ShardRecord
 from hkdpipe.manifests.state_type import finite
 
 
@@ -128,8 +128,9 @@ def finish(root: Path, plan: Plan) -> Path:
 def _check_continues(root: Path, previous: Plan, plan: Plan) -> None:
     old, new = _flat(previous.identity_values()), _flat(plan.identity_values())
     for key in {**old, **new}:
-        if old.get(key) != new.get(key):
-            raise UsageError(f"{root}: {key}: this archive has {old.get(key)!r}, now {new.get(key)!r}")
+        before, now = (values.get(key, LEFT_OUT.get(key)) for values in (old, new))
+        if before != now:
+            raise UsageError(f"{root}: {key}: this archive has {before!r}, now {now!r}")
     if plan.count < previous.count:
         raise UsageError(
             f"{root}: count: this archive has {previous.count}, now {plan.count}; it may only grow"

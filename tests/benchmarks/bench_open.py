@@ -1,7 +1,7 @@
-"""Opening an archive of 1,000,000 trajectories: seconds, and the memory that it takes beyond numpy's.
+"""Opening an archive of 1,000,000 trajectories: seconds and memory of a process.
 
-`python tests/benchmarks/bench_open.py`: CIFAR-10's presets (shards of 2,048 trajectories) and shards of 64, of
-which only the sizes are true: sparse files. Each in a process of its own.
+`python tests/benchmarks/bench_open.py`: of CIFAR-10's shape, in shards of 2,048 trajectories and of 64, each
+opened in a process of its own. The shards are sparse files, of which only the sizes are true.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from hkdpipe.manifests.settings import digest
 
 COUNT = 1_000_000
 OPEN = """
-import resource, sys, time
-import numpy
+import sys, time
+from pathlib import Path
 from hkdpipe.manifests.archive import open_archive
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began, busy = time.perf_counter(), time.process_time()
 archive = open_archive(sys.argv[1])
 took, busy = time.perf_counter() - began, time.process_time() - busy
-memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-print(f"{len(archive):,} trajectories, {len(archive.shards):,} shards: {took:.3f} s ({busy:.3f} s of it busy), {memory:.0f} MB")
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(f"{len(archive):,} trajectories, {len(archive.shards):,} shards: {took:.3f} s, processor {busy:.3f} s;",
+      f"peak memory of the process {int(peak.split()[1]) / 1e3:.0f} MB")
 """
 
 
