@@ -52,22 +52,27 @@ def states_of(plan: Plan, k: int) -> NDArray[Any]:
 def write(folder: Path, plan: Plan) -> None:
     """The same trajectories in each rival's way."""
     zarr, tar = folder / "zarr", folder / "webdataset"
-    begin(zarr, plan)
-    begin(tar, replace(plan, form="webdataset"))
+    ours = {
+        zarr: plan,
+        tar: replace(plan, form="webdataset"),
+        folder / "residual": replace(plan, encoding="residual"),
+    }
+    for root, its_plan in ours.items():
+        begin(root, its_plan)
     (folder / "npz").mkdir()
     whole = np.lib.format.open_memmap(
         folder / "memmap.npy", "w+", np.float16, (plan.count, *plan.states_shape)
     )
     for k in range(plan.shards):
         states = states_of(plan, k)
-        write_shard(zarr, plan, k, states, {})
-        write_shard(tar, replace(plan, form="webdataset"), k, states, {})
+        for root, its_plan in ours.items():
+            write_shard(root, its_plan, k, states, {})
         start, stop = plan.shard_range(k)
         whole[start:stop] = states
         for i, trajectory in enumerate(states, start):
             np.savez(folder / f"npz/{i:09d}.npz", states=trajectory)
-    finish(zarr, plan)
-    finish(tar, replace(plan, form="webdataset"))
+    for root, its_plan in ours.items():
+        finish(root, its_plan)
 
 
 def readers(folder: Path, plan: Plan) -> dict[str, Batches]:
@@ -88,6 +93,7 @@ def readers(folder: Path, plan: Plan) -> dict[str, Batches]:
     return {
         "ours, zarr": open_archive(folder / "zarr").read,
         "ours, webdataset": open_archive(folder / "webdataset").read,
+        "ours, zarr, residual (float32)": open_archive(folder / "residual").read,
         "one npz per trajectory": npz,
         "plain webdataset, in order": webdataset,
         "bare memmap": lambda rows, columns: memmap[rows[:, None], columns],
