@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,8 +20,8 @@ from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import parse_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.manifests.remote import RemoteFolder, is_url
+from hkdpipe.manifests.residual import NOT_READ, decode_states
 from hkdpipe.manifests.shard_files import DAMAGED, MISSING, BadFile, Folder, OpenFile
-from hkdpipe.manifests.state_type import decode
 
 Integers = Sequence[int] | NDArray[np.integer]
 
@@ -45,6 +45,8 @@ class Archive:
         self.identity = plan.identity()
         self.name = str(folder)
         self._folder = folder
+        self._offsets = np.array([shard.offset for shard in shards], dtype=np.int64)
+        self._strides = np.array([shard.stride for shard in shards], dtype=np.int64)
         self._files: OrderedDict[int, OpenFile] | None = OrderedDict()
         self._files_lock = threading.Lock()
         self._shard_locks = [threading.Lock() for _ in shards]
@@ -66,28 +68,21 @@ class Archive:
             self._files = None
 
     def read(self, indices: Integers, states: Integers | Sequence[Sequence[int]]) -> NDArray[Any]:
-        """Some states of some trajectories, (B, k, C, H, W) in the archive's dtype; bfloat16 as float32.
+        """Some states of some trajectories, (B, k, C, H, W) in the archive's dtype; in float32 where that is
+        bfloat16 or the encoding is residual.
 
         `indices` is (B,), in 0 … len-1; `states` is (k,), the same for all, or (B, k), in 0 … len(sigmas)-1.
-        Only the bytes of these states are read, but a shard is verified as a whole when first used.
+        Only the bytes of these states are read, and of the noise in the residual encoding, but a shard is
+        verified as a whole when first used.
         ValueError for numbers out of range or arrays of another shape, InputError for a damaged shard.
         """
         rows = _numbers("indices", indices, len(self))
         columns = _numbers("states", states, len(self.sigmas))
         if rows.ndim != 1 or columns.ndim not in (1, 2) or (columns.ndim == 2 and len(columns) != len(rows)):
             raise ValueError(f"indices {rows.shape} and states {columns.shape}: not (B,) and (k,) or (B, k)")
-        size = self.plan.state_bytes
-        data = np.empty((len(rows), columns.shape[-1], size), dtype=np.uint8)
-        shared = _runs(columns) if columns.ndim == 1 else None
-        for b, index in enumerate(rows.tolist()):
-            k = index // self.plan.shard_size
-            shard = self.shards[k]
-            file = self._open(k)
-            base = shard.offset + (index - shard.start) * shard.stride
-            for j, length, state in shared if shared is not None else _runs(columns[b]):
-                self._fill(data[b, j : j + length].reshape(-1), file, base + state * size, shard)
-        stored = data.view(self.plan.stored_dtype.newbyteorder("<"))
-        return decode(stored, self.plan.dtype).reshape(*data.shape[:2], *self.shape)
+        columns = np.broadcast_to(columns, (len(rows), columns.shape[-1]))
+        found = decode_states(self.plan, columns, partial(self._stored, rows))
+        return found.reshape(*columns.shape, *self.shape)
 
     def verify_shard(self, k: int) -> None:
         """DamagedShard unless the files of shard k have the bytes of the manifest; they are read once."""
@@ -104,10 +99,35 @@ class Archive:
             raise _damaged(self.name, shard, shard.file, DAMAGED)
         return content
 
-    def _fill(self, target: NDArray[np.uint8], file: OpenFile, offset: int, shard: ShardRecord) -> None:
+    def _stored(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[Any]:
+        """What is stored of states (B, k), (B, k, C * H * W); zeros where it is `NOT_READ`."""
+        size = self.plan.state_bytes
+        data = np.empty((*columns.shape, size), dtype=np.uint8)
+        data[columns == NOT_READ] = 0
+        target = data.reshape(-1).data
+        # In the order in which they lie on disk, consecutive states of a trajectory in one piece.
+        order = np.argsort(rows, kind="stable")
+        run, place, count = _runs(columns[order])
+        shards, within = np.divmod(rows[order][run], self.plan.shard_size)
+        offsets = (
+            self._offsets[shards] + within * self._strides[shards] + columns[order].reshape(-1)[place] * size
+        )
+        places = (order[run] * columns.shape[1] + place % max(1, columns.shape[1])) * size
+        opened = -1
+        for k, offset, start, end in zip(
+            shards.tolist(), offsets.tolist(), places.tolist(), (places + count * size).tolist(), strict=True
+        ):
+            if k != opened:
+                file, opened = self._open(k), k
+            if os.preadv(file.descriptor, (target[start:end],), offset) != end - start:
+                self._fill(target[start:end], file, offset, self.shards[k])
+        return data.view(self.plan.stored_dtype.newbyteorder("<"))
+
+    def _fill(self, target: memoryview, file: OpenFile, offset: int, shard: ShardRecord) -> None:
+        """Read again, in pieces, where one call did not give all."""
         done = 0
         while done < len(target):
-            count = os.preadv(file.descriptor, [target[done:].data], offset + done)
+            count = os.preadv(file.descriptor, [target[done:]], offset + done)
             if count == 0:
                 raise _damaged(self.name, shard, shard.file, "ends early")
             done += count
@@ -186,10 +206,17 @@ def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> N
     return states.reshape(len(indices), *plan.states_shape)
 
 
-def _runs(states: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Consecutive states are one read: (place of the first, how many, the first state) of each run, (k,)."""
-    starts = [0, *(np.flatnonzero(np.diff(states) != 1) + 1).tolist(), len(states)]
-    return [(i, j - i, int(states[i])) for i, j in itertools.pairwise(starts) if j > i]
+def _runs(states: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Consecutive states of a row of `states` (B, k) are one run: its row, the place of its first among all
+    B * k, and how many it has, each (runs,). What is `NOT_READ` is in none.
+    """
+    first = np.ones(states.shape, dtype=bool)
+    first[:, 1:] = np.diff(states) != 1
+    places = np.flatnonzero(first)
+    counts = np.diff(places, append=states.size)
+    read = states.reshape(-1)[places] != NOT_READ
+    places, counts = places[read], counts[read]
+    return places // max(1, states.shape[1]), places, counts
 
 
 def _numbers(name: str, values: Any, end: int) -> NDArray[np.int64]:

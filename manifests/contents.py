@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hkdpipe.manifests import webdataset_form, zarr_form
 from hkdpipe.manifests.claims import living
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.manifests.files import read_json
+from hkdpipe.manifests.files import Bytes, read_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.manifests.settings import digest
 
@@ -29,7 +29,7 @@ class Form(Protocol):
     def metadata(self, plan: Plan) -> dict[str, bytes]: ...
     def encode_shard(
         self, plan: Plan, k: int, states: NDArray[Any]
-    ) -> tuple[memoryview, int, int, memoryview | None]: ...
+    ) -> tuple[list[Bytes], int, int, list[Bytes]]: ...
 
 
 FORMS: dict[str, Form] = {"zarr": zarr_form, "webdataset": webdataset_form}

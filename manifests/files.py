@@ -23,12 +23,15 @@ from hkdpipe.manifests.errors import InputError
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.[0-9a-f]{16}\.(?P<kind>tmp|old)")
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Give `path` the content `data`, replacing what is there; the folder must exist."""
+Bytes = bytes | memoryview
+
+
+def write_atomic(path: Path, *data: Bytes) -> None:
+    """Give `path` the content `data`, one after another, replacing what is there; the folder must exist."""
     temporary = _sibling(path, "tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -116,11 +119,11 @@ def remove_temporaries(folder: Path, name: str | None = None) -> None:
     """
     if not folder.is_dir():
         return
+    matches = [(path, _LEFTOVER.fullmatch(path.name)) for path in folder.iterdir()]
+    # Other processes' temporaries come and go while these are looked at.
+    left = [(path, match) for path, match in matches if match and name in (None, match["name"])]
     # The last one moved away first: of two old folders it is the one to put back.
-    for path in sorted(folder.iterdir(), key=lambda path: path.lstat().st_ctime_ns, reverse=True):
-        match = _LEFTOVER.fullmatch(path.name)
-        if match is None or name not in (None, match["name"]):
-            continue
+    for path, match in sorted(left, key=lambda pair: pair[0].lstat().st_ctime_ns, reverse=True):
         final = folder / match["name"]
         if match["kind"] == "old" and not _exists(final):
             path.rename(final)

@@ -24,7 +24,9 @@ _SAMPLER_KEYS = ("steps", *_SCHEDULE_KEYS, "solver")
 _TEACHER_FACTS = ("source", "licence", "dataset")
 _TEACHER_KEYS = ("sha256", "architecture", *_TEACHER_FACTS)
 _LABELS_KEYS = ("file", "bytes", "sha256")
-_LEFT_OUT_IF_EMPTY = ("classes", "labels")  # archives without classes know nothing of them
+ENCODINGS = ("states", "residual")
+LEFT_OUT: dict[str, Any] = {"classes": [], "labels": {}, "encoding": "states"}
+"""Keys that are left out where they have these values, as in archives made before there were such keys."""
 _Record = TypeVar("_Record", "Plan", "ShardRecord")
 
 
@@ -33,9 +35,10 @@ class Plan:
     """Enough to generate any shard again from the teacher alone.
 
     `shape` is that of an image, (C, H, W); `sigmas` are the noise levels of the stored states, from the
-    start to 0.0: all of the sampler's, or some; trajectory i starts from the noise of (seed, i). The last
-    shard may be shorter than `shard_size`. `classes` are those that trajectories are drawn from; empty if
-    the teacher's architecture has no label_dim. ValueError naming the key if a value is not accepted.
+    start to 0.0: all of the sampler's, or some; trajectory i starts from the noise of (seed, i). `encoding`
+    says whether states themselves are stored, or how they differ from their noise (module `residual`). The
+    last shard may be shorter than `shard_size`. `classes` are those that trajectories are drawn from; empty
+    if the teacher's architecture has no label_dim. ValueError naming the key if a value is not accepted.
     """
 
     form: str
@@ -49,6 +52,7 @@ class Plan:
     sampler: dict[str, Any]
     teacher: dict[str, Any]
     classes: tuple[int, ...] = ()
+    encoding: str = "states"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -65,6 +69,9 @@ class Plan:
         object.__setattr__(self, "shape", shape)
         accepted = ", ".join(f'"{name}"' for name in STATE_TYPES)
         _require("dtype", self.dtype, self.dtype in STATE_TYPES, accepted)
+        _require("encoding", self.encoding, self.encoding in ENCODINGS, '"states", "residual"')
+        exact = self.encoding == "states" or self.dtype != "bfloat16"
+        _require("encoding", self.encoding, exact, '"states": bfloat16 cannot hold the noise exactly')
         object.__setattr__(self, "sigmas", _sigmas(self.sigmas))
         _require("seed", self.seed, _is_int(self.seed, 0, 2**64 - 1), "an integer from 0 to 2**64 - 1")
         object.__setattr__(self, "sampler", _sampler(self.sampler))
@@ -202,7 +209,7 @@ def _parse(cls: type[_Record], values: Any, path: Path | str) -> _Record:
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a JSON object")
     names = {field.name for field in dataclasses.fields(cls)}
-    for name in sorted((names ^ set(values)) - set(_LEFT_OUT_IF_EMPTY).intersection(names)):
+    for name in sorted((names ^ set(values)) - set(LEFT_OUT).intersection(names)):
         raise InputError(f"{path}: {name}: {'missing' if name in names else 'unknown key'}")
     try:
         return cls(**values)
@@ -269,9 +276,9 @@ def _labels(values: Any) -> dict[str, Any]:
 
 
 def _shortened(record: Plan | ShardRecord) -> dict[str, Any]:
-    """The JSON values of a record, without what is left out if it is empty."""
+    """The JSON values of a record, without what is left out."""
     values = _json_values(dataclasses.asdict(record))
-    return {key: value for key, value in values.items() if value or key not in _LEFT_OUT_IF_EMPTY}
+    return {key: value for key, value in values.items() if key not in LEFT_OUT or value != LEFT_OUT[key]}
 
 
 def _json_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,13 @@ def stored_dtype(name: str) -> np.dtype[Any]:
 
 
 def encode(values: NDArray[np.floating], name: str) -> NDArray[Any]:
-    """Numbers as they are stored, each rounded to the nearest, to even in a tie.
+    """Numbers as they are stored: rounded to float32, then to the type, as torch does it.
 
-    To bfloat16 by way of float32.
+    Each time to the nearest, to even in a tie.
     """
-    if name != "bfloat16":
-        return values.astype(name)
     single = values.astype(np.float32)
+    if name != "bfloat16":
+        return single.astype(name)
     bits = single.view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return np.where(np.isnan(single), BFLOAT16_NAN, rounded).astype(np.uint16)
@@ -34,3 +34,18 @@ def decode(stored: NDArray[Any], name: str) -> NDArray[Any]:
     if name != "bfloat16":
         return stored
     return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def finite(stored: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    """Which of the trajectories (N, …), as they are stored, are finite throughout, (N,)."""
+    infinity = encode(np.array(np.inf), name)
+    bits = np.dtype(f"u{infinity.itemsize}")
+    magnitude = np.iinfo(bits).max >> 1
+    # By the bits, one trajectory at a time: numpy has no fast comparison of half precision.
+    return np.array([(row & magnitude).max() < infinity.view(bits) for row in stored.view(bits)])
+
+
+def little_endian(stored: NDArray[Any]) -> memoryview:
+    """The bytes of stored numbers in C order, as they stand in every file."""
+    numbers = np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("<"))
+    return numbers.reshape(-1).view(np.uint8).data

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hkdpipe.manifests.archive import Archive, Integers
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.order import Block, Blocks, block_at
-from hkdpipe.manifests.state_type import decode
+from hkdpipe.manifests.residual import decode_states
 
 _MEMBER = ".states.npy"
 
@@ -45,7 +45,10 @@ class BlockStream:
 
         `states` is (B, k). DamagedShard for a shard that is missing or damaged.
         """
-        columns = np.asarray(states)
+        return decode_states(self._archive.plan, np.asarray(states), partial(self._stored, start, stop))
+
+    def _stored(self, start: int, stop: int, columns: NDArray[np.int64]) -> NDArray[Any]:
+        """What is stored of states (B, k), anything where that is `NOT_READ`; (B, k, C, H, W)."""
         stored = np.empty((*columns.shape, *self._archive.shape), self._archive.plan.stored_dtype)
         position = start
         while position < stop:
@@ -55,7 +58,7 @@ class BlockStream:
             rows = np.arange(position - block.start, end - block.start)[:, None]
             stored[part] = self._states(block, end).result()[rows, columns[part]]
             position = end
-        return decode(stored, self._archive.plan.dtype)
+        return stored
 
     def _states(self, block: Block, end: int) -> Future[NDArray[Any]]:
         """All states of a block; beyond its middle the next takes the place of the one before."""

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkdpipe.manifests.files import Bytes
 from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.state_type import little_endian
 
 
 def shard_file(k: int) -> str:
@@ -33,48 +35,48 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     return {}
 
 
-def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[memoryview, int, int, None]:
-    """A shard's file, the offset of its first trajectory's states and the distance between two.
+def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[list[Bytes], int, int, list[Bytes]]:
+    """A shard's file in pieces, the offset of its first trajectory's states and the distance between two.
 
-    The last value, None, stands for a file of the labels, which are in the shard itself.
+    The last value is a file of the labels: [], as they are in the shard itself.
     `states` is (n, *plan.states_shape) of `plan.stored_dtype`, n the length of shard k. The bytes depend on
-    nothing else but the plan's seed and classes and k.
+    nothing else but the plan's seed and classes and k: those of webdataset's own writer, which takes several
+    times as long.
     """
-    from webdataset import TarWriter
-
     start, stop = plan.shard_range(k)
-    classes = plan.labels(range(start, stop))
-    buffer = io.BytesIO()
-    # Times and names of the machine would make the bytes differ from one run to the next.
-    with TarWriter(buffer, encoder=False, mtime=0, user="hkdpipe", group="hkdpipe", mode=0o444) as writer:
-        for i, trajectory in enumerate(states):
-            label = json.dumps({"index": start + i, "seed": plan.seed}).encode()
-            sample = {"__key__": f"{start + i:09d}", "json": label, "states.npy": _npy(trajectory)}
-            if classes is not None:
-                sample["cls"] = str(classes[i]).encode()
-            writer.write(sample)
-    offset, stride = _layout(buffer, plan, k, len(states))
-    return buffer.getbuffer(), offset, stride, None
+    labels = plan.labels(range(start, stop))
+    npy_header = _npy_header(plan)
+    pieces: list[Bytes] = []
+    for i, trajectory in enumerate(states):
+        key = f"{start + i:09d}"
+        if labels is not None:
+            pieces += _member(f"{key}.cls", str(labels[i]).encode())
+        pieces += _member(f"{key}.json", json.dumps({"index": start + i, "seed": plan.seed}).encode())
+        pieces += _member(f"{key}.states.npy", npy_header, little_endian(trajectory))
+    # Every member before the first states is a block of 512 bytes behind its header.
+    members = 1 + (labels is not None)
+    offset = members * 2 * tarfile.BLOCKSIZE + tarfile.BLOCKSIZE + len(npy_header)
+    stride = sum(map(len, pieces)) // len(states)
+    length = stride * len(states) + 2 * tarfile.BLOCKSIZE
+    pieces.append(bytes(2 * tarfile.BLOCKSIZE + -length % tarfile.RECORDSIZE))
+    return pieces, offset, stride, []
 
 
-def _npy(trajectory: NDArray[Any]) -> bytes:
+def _npy_header(plan: Plan) -> bytes:
+    """What stands before the numbers of a trajectory in an NPY file, version 1.0."""
     file = io.BytesIO()
-    little_endian = trajectory.astype(trajectory.dtype.newbyteorder("<"), order="C", copy=False)
-    np.lib.format.write_array(file, little_endian, version=(1, 0), allow_pickle=False)
+    dtype = np.lib.format.dtype_to_descr(plan.stored_dtype.newbyteorder("<"))
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": plan.states_shape}
+    )
     return file.getvalue()
 
 
-def _layout(buffer: io.BytesIO, plan: Plan, k: int, n: int) -> tuple[int, int]:
-    """Offset and stride of the raw states as the tar's own directory gives them."""
-    buffer.seek(0)
-    with tarfile.open(fileobj=buffer) as tar:
-        members = [member for member in tar if member.name.endswith(".states.npy")]
-    ends = [member.offset_data + member.size for member in members]
-    offset = ends[0] - plan.trajectory_bytes
-    # A shard of one trajectory has no distance; any that holds the states will do.
-    stride = ends[1] - ends[0] if n > 1 else plan.trajectory_bytes
-    if len(ends) != n or any(end != ends[0] + i * stride for i, end in enumerate(ends)):
-        raise RuntimeError(
-            f"this version of webdataset lays out shard {k} differently from what hkdpipe reads"
-        )
-    return offset, stride
+def _member(name: str, *content: Bytes) -> list[Bytes]:
+    """A file in a tar: its header, its content, and zeros up to a whole block."""
+    info = tarfile.TarInfo(name)
+    info.size = sum(map(len, content))
+    # Times and names of the machine would make the bytes differ from one run to the next.
+    info.uname = info.gname = "hkdpipe"
+    info.mode = 0o444
+    return [info.tobuf(), *content, bytes(-info.size % tarfile.BLOCKSIZE)]

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.contents import (
@@ -27,14 +26,15 @@ from hkdpipe.manifests.contents import (
 )
 from hkdpipe.manifests.errors import HkdpipeError, InputError, InUseError, UsageError
 from hkdpipe.manifests.files import (
+    Bytes,
     make_folders,
     remove_temporaries,
     sync,
     write_atomic,
     write_json,
 )
-from hkdpipe.manifests.plan import Plan, ShardRecord
-from hkdpipe.manifests.state_type import decode
+from hkdpipe.manifests.plan import LEFT_OUT, Plan, ShardRecord
+from hkdpipe.manifests.state_type import finite
 
 
 def begin(root: Path, plan: Plan) -> None:
@@ -62,7 +62,7 @@ def begin(root: Path, plan: Plan) -> None:
 def write_metadata(root: Path, plan: Plan) -> None:
     """Put in place, or right, what the archive's form needs beside shards and manifest."""
     for name, data in wrong_metadata(root, plan).items():
-        _write(root / name, memoryview(data))
+        _write(root, name, [data])
 
 
 def write_shard(
@@ -84,35 +84,25 @@ def write_shard(
             f"shard {k} takes {plan.dtype} {(stop - start, *plan.states_shape)}, "
             f"not {states.dtype} {states.shape}"
         )
-    for i, trajectory in enumerate(states):
-        if not np.isfinite(decode(trajectory, plan.dtype)).all():
-            raise HkdpipeError(f"{root}: trajectory {start + i} is not finite in {plan.dtype}")
+    if not (good := finite(states, plan.dtype)).all():
+        raise HkdpipeError(f"{root}: trajectory {start + int(good.argmin())} is not finite in {plan.dtype}")
     form = FORMS[plan.form]
     record_file = record_path(root, k)
     for path in (record_file, *(root / name for name in shard_files(plan, k))):
         remove_temporaries(path.parent, path.name)
     # A record must never stand beside a file that it was not made from.
     _unlink(record_file)
-    data, offset, stride, labels = form.encode_shard(plan, k, states)
-    file = form.shard_file(k)
-    _write(root / file, data)
-    stored_labels = {}
-    if labels is not None:
-        place = form.labels_file(plan, k)
-        _write(root / place, labels)
-        stored_labels = {"file": place, "bytes": len(labels), "sha256": hashlib.sha256(labels).hexdigest()}
+    pieces, offset, stride, labels = form.encode_shard(plan, k, states)
     record = ShardRecord(
         index=k,
-        file=file,
+        **_write(root, form.shard_file(k), pieces),
         start=start,
         stop=stop,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
         offset=offset,
         stride=stride,
         plan=plan.identity(),
         fingerprint=fingerprint,
-        labels=stored_labels,
+        labels=_write(root, form.labels_file(plan, k), labels) if labels else {},
     )
     if not owned():
         raise InUseError(f"{root}: shard {k} was taken over by another process, and is left to it")
@@ -138,8 +128,9 @@ def finish(root: Path, plan: Plan) -> Path:
 def _check_continues(root: Path, previous: Plan, plan: Plan) -> None:
     old, new = _flat(previous.identity_values()), _flat(plan.identity_values())
     for key in {**old, **new}:
-        if old.get(key) != new.get(key):
-            raise UsageError(f"{root}: {key}: this archive has {old.get(key)!r}, now {new.get(key)!r}")
+        before, now = (values.get(key, LEFT_OUT.get(key)) for values in (old, new))
+        if before != now:
+            raise UsageError(f"{root}: {key}: this archive has {before!r}, now {now!r}")
     if plan.count < previous.count:
         raise UsageError(
             f"{root}: count: this archive has {previous.count}, now {plan.count}; it may only grow"
@@ -154,9 +145,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write(path: Path, data: memoryview) -> None:
-    make_folders(path.parent)
-    write_atomic(path, data)
+def _write(root: Path, name: str, pieces: list[Bytes]) -> dict[str, Any]:
+    """Write the file `name` of the archive; returns what its record says of it."""
+    make_folders((root / name).parent)
+    write_atomic(root / name, *pieces)
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(piece)
+    return {"file": name, "bytes": sum(map(len, pieces)), "sha256": sha256.hexdigest()}
 
 
 def _unlink(path: Path) -> None:

@@ -20,6 +20,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "verify",
+    "convert",
     "status",
     "submit",
     "cancel",

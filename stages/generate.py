@@ -20,8 +20,8 @@ from hkdpipe.manifests.contents import missing_shards, planned, valid_record
 from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
 from hkdpipe.manifests.files import make_folders
 from hkdpipe.manifests.plan import Plan
-from hkdpipe.manifests.state_type import encode
 from hkdpipe.manifests.writing import begin, finish, write_shard
+from hkdpipe.stages.encoding import stored_numbers
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.storage import check_storage
@@ -130,6 +130,7 @@ def _plan(teacher: Teacher, settings: GenerationSettings, licence: str) -> Plan:
         shard_size=settings.shard_size,
         shape=teacher.image_shape,
         dtype=settings.dtype,
+        encoding=settings.encoding,
         sigmas=_stored_levels(teacher, settings, sigma_min, sigma_max),
         seed=settings.seed,
         classes=settings.classes or tuple(range(teacher.arch.label_dim)),
@@ -196,7 +197,8 @@ def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch
     labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
     unit = torch.from_numpy(noise).to(device)
     states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
-    return encode(states.transpose(0, 1)[: last - first].cpu().numpy(), plan.dtype)
+    count = last - first
+    return stored_numbers(states.transpose(0, 1)[:count], unit[:count], plan)
 
 
 def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:

@@ -70,6 +70,12 @@ class GenerationSettings:
         "type of the stored states; bfloat16 is no smaller than float16 and less exact",
         choices=("float16", "float32", "bfloat16"),
     )
+    encoding: str = setting(
+        "states",
+        "what is stored of a state: itself, or 'residual': what it differs by from its noise level times the "
+        "trajectory's noise, which is stored once; more exact at the same size, not for bfloat16",
+        choices=("states", "residual"),
+    )
     batch_size: int = setting(256, "images in a network call; cut from a shard at fixed offsets", minimum=1)
 
     def __post_init__(self) -> None:

@@ -131,7 +131,8 @@ def _state_fault(root: Path, findings: Findings, k: int) -> str | None:
         states = read_shard(root, plan, record, indices)
         finite = np.isfinite(decode(states, plan.dtype)).reshape(len(indices), -1).all(axis=1)
         noise = rng.unit_noise(plan.seed, "archive", indices, plan.shape).astype(np.float64)
-        starts = encode(noise * plan.sigmas[0], plan.dtype)
+        scale = plan.sigmas[0] if plan.encoding == "states" else 1.0
+        starts = encode(noise * scale, plan.dtype)
         right = (states[:, 0] == starts).reshape(len(indices), -1).all(axis=1)
         for what, good in (("is not finite", finite), ("does not start at its noise", right)):
             if not good.all():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import archive, webdataset_form, writing, zarr_form
+from hkdpipe.manifests import archive, contents, webdataset_form, writing, zarr_form
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.state_type import STATE_TYPES, decode
 
@@ -72,6 +72,41 @@ def test_plain_readers_and_read_agree(
         assert opened.read(range(count), range(5)).tobytes() == decode(data, dtype).tobytes()
 
 
+def test_shards_are_those_of_the_forms_own_writers(tmp_path: Path, plan: Plan, write: Write) -> None:
+    data = write(tmp_path / "ours", plan)
+    (tmp_path / "theirs").mkdir()
+    write_plainly(tmp_path / "theirs", plan, data)
+    files = [path.relative_to(tmp_path / "theirs") for path in (tmp_path / "theirs").rglob("*.*")]
+    files += [Path(name) for k in range(3) for name in contents.shard_files(plan, k)]
+    assert len(set(files)) == {"zarr": (9 if plan.classes else 5), "webdataset": 3}[plan.form]
+    for file in files:
+        assert (tmp_path / "ours" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+
+
+def write_plainly(root: Path, plan: Plan, data: NDArray[Any]) -> None:
+    labels = np.array(LABELS[: plan.count])
+    if plan.form == "zarr":
+        import zarr
+
+        for name, content in contents.metadata(plan).items():
+            (root / name).parent.mkdir(exist_ok=True)
+            (root / name).write_bytes(content)
+        group: Any = zarr.open_group(root)
+        group["states"][:] = data
+        if plan.classes:
+            group["labels"][:] = labels
+        return
+    import webdataset
+
+    for k in range(plan.shards):
+        path = str(root / f"shard-{k:06d}.tar")
+        with webdataset.TarWriter(path, mtime=0, user="hkdpipe", group="hkdpipe", mode=0o444) as writer:
+            for i in range(*plan.shard_range(k)):
+                label = {"cls": int(labels[i])} if plan.classes else {}
+                about = {"index": i, "seed": plan.seed}
+                writer.write({"__key__": f"{i:09d}", "json": about, "states.npy": data[i], **label})
+
+
 def test_plain_readers_after_growth(tmp_path: Path, plan: Plan, grown: Plan, write: Write) -> None:
     write(tmp_path, plan)
     data = write(tmp_path, grown)
@@ -128,7 +163,7 @@ def test_beginning_again_writes_nothing(tmp_path: Path, plan: Plan, monkeypatch:
     plan = dataclasses.replace(plan, form="zarr")
     writing.begin(tmp_path, plan)
     written: list[str] = []
-    monkeypatch.setattr(writing, "write_atomic", lambda path, data: written.append(path.name))
+    monkeypatch.setattr(writing, "write_atomic", lambda path, *data: written.append(path.name))
     writing.begin(tmp_path, plan)
     assert written == []
     (tmp_path / "states/zarr.json").write_bytes(b"torn")
@@ -140,7 +175,8 @@ def test_big_endian_states_are_stored_little_endian(plan: Plan, values: Any) -> 
     data = values(plan)[:4]
     swapped = data.astype(">f2")
     for form in (zarr_form, webdataset_form):
-        assert form.encode_shard(plan, 0, swapped)[0] == form.encode_shard(plan, 0, data)[0]
+        pieces = (form.encode_shard(plan, 0, states)[0] for states in (swapped, data))
+        assert len({b"".join(of_one) for of_one in pieces}) == 1
 
 
 def test_reading_needs_neither_torch_nor_the_forms_libraries(

@@ -25,9 +25,11 @@ EPOCH = COUNT - FIRST
 STATES = np.random.default_rng(0).integers(0, 5, size=(3 * EPOCH, 3))
 
 
-@pytest.fixture(params=["float16", "bfloat16"])
+@pytest.fixture(params=[("float16", "states"), ("bfloat16", "states"), ("float16", "residual")], ids="-".join)
 def archive(request: pytest.FixtureRequest, tmp_path: Path, plan: Plan, write: Write) -> Iterator[Archive]:
-    write(tmp_path, dataclasses.replace(plan, form="webdataset", count=COUNT, dtype=request.param))
+    dtype, encoding = request.param
+    plan = dataclasses.replace(plan, form="webdataset", count=COUNT, dtype=dtype, encoding=encoding)
+    write(tmp_path, plan)
     with open_archive(tmp_path) as opened:
         yield opened
 

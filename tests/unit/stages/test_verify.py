@@ -36,10 +36,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["zarr", "webdataset"])
+@pytest.fixture(params=[("zarr", "states"), ("webdataset", "residual")], ids="-".join)
 def made(request: pytest.FixtureRequest, tmp_path: Path, teacher: Path) -> Path:
     root = tmp_path / "archive"
-    settings = dataclasses.replace(SETTINGS, format=request.param)
+    form, encoding = request.param
+    settings = dataclasses.replace(SETTINGS, format=form, encoding=encoding)
     generate(str(teacher), root, settings, device=CPU, reporter=Silent(), stop=lambda: False)
     return root
 

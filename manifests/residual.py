@@ -1,0 +1,43 @@
+"""The residual encoding: of a trajectory that starts at sigma_0 * n, the unit noise n is stored in place of
+its first state, and r_t = x_t - sigma_t * n in place of each later one.
+
+The residuals are of the images' magnitude at every noise level, so half precision holds them more exactly
+than the states themselves, which reach hundreds; and n, which is rounded to half precision before sampling
+starts, is held exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.state_type import decode
+
+NOT_READ = -2
+"""In place of a state's number: nothing. Two below the first state's, so that it precedes none."""
+
+
+def decode_states(
+    plan: Plan, states: NDArray[np.int64], stored: Callable[[NDArray[np.int64]], NDArray[Any]]
+) -> NDArray[Any]:
+    """States `states` (B, k) of B trajectories, (B, k, ...), from what is stored in either encoding.
+
+    `stored` gives what is stored of given states (B, k), (B, k, ...); where the state is `NOT_READ`, any
+    finite numbers. Residuals become states in float32.
+    """
+    if plan.encoding == "states":
+        return decode(stored(states), plan.dtype)
+    first = states == 0
+    numbers = stored(np.insert(np.where(first, NOT_READ, states), 0, 0, axis=1))
+    noise, residuals = numbers[:, :1], numbers[:, 1:]
+    levels = np.array(plan.sigmas, dtype=np.float32)[states]
+    # Rounded to float32 after the product and after the sum.
+    found = noise.astype(np.float32) * levels.reshape(*levels.shape, *[1] * (noise.ndim - 2))
+    added = residuals.astype(np.float32)
+    added[first] = -0.0  # changes no number that it is added to
+    found += added
+    return found

@@ -1,0 +1,85 @@
+"""An archive in the other form, with the same trajectories."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from hkdpipe.manifests.archive import Archive, open_archive, read_shard
+from hkdpipe.manifests.claims import Claims
+from hkdpipe.manifests.contents import missing_shards, valid_record
+from hkdpipe.manifests.errors import Interrupted, UsageError
+from hkdpipe.manifests.files import make_folders
+from hkdpipe.manifests.writing import begin, finish, write_shard
+from hkdpipe.stages.generate import WHOLE, claim_of
+from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.stages.storage import check_storage
+
+
+def convert(source: Path, out: Path, form: str, *, reporter: Reporter, stop: Callable[[], bool]) -> Summary:
+    """Write the finished archive `source` as `out` in another form, or what `out` still lacks of it.
+
+    What is stored of a state stays the same bits, and a training may change from one to the other. Several
+    processes may convert at once. Raises UsageError where `source` has the form already or `out` is another
+    archive, InputError for a damaged shard, Interrupted when asked to stop: whole shards are kept.
+    """
+    with open_archive(source) as archive:
+        plan = archive.plan
+        if plan.form == form:
+            raise UsageError(f"--format: got {form}, which is the form of {source}")
+        written, missing = _write(source, archive, out, form, reporter, stop)
+    rows = [
+        ("trajectories", f"{plan.count:,}, {len(plan.sigmas)} states each"),
+        ("shards", f"{plan.shards} ({form}), {written} of them written now"),
+    ]
+    if missing:
+        rows.append(("left to other processes", f"{len(missing)} shards"))
+    inputs = ["--archive", str(out), "--teacher", plan.teacher["source"]]
+    following = shlex.join(["hkdpipe", "train", *inputs, "--out", "TRAINING"])
+    return Summary(
+        title="convert",
+        rows=tuple(rows),
+        files=(out,),
+        next_commands=() if missing else (following,),
+        data={"archive": str(out), "shards": plan.shards, "written": written, "missing": len(missing)},
+        did_nothing=not written and not missing,
+    )
+
+
+def _write(
+    source: Path, archive: Archive, out: Path, form: str, reporter: Reporter, stop: Callable[[], bool]
+) -> tuple[int, list[int]]:
+    """Write what is missing in `out`; returns how many shards, and those left to other processes."""
+    plan = dataclasses.replace(archive.plan, form=form)
+    written = 0
+    make_folders(out)
+    with Claims(out) as claims:
+        with claims.waiting(WHOLE):
+            check_storage(out, plan, missing_shards(out, plan), reporter)
+            claims.remove_leftovers()
+            begin(out, plan)
+        with reporter.phase("converting", plan.shards, "shards") as advance:
+            for k in missing_shards(out, plan):
+                if stop():
+                    raise Interrupted(
+                        f"stopped before shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
+                    )
+                if not claims.take(claim_of(k)):
+                    continue
+                if valid_record(out, plan, k) is None:
+                    archive.verify_shard(k)
+                    record = archive.shards[k]
+                    states = read_shard(source, archive.plan, record, range(record.start, record.stop))
+                    owned = partial(claims.holds, claim_of(k))
+                    write_shard(out, plan, k, states, record.fingerprint, owned)
+                    written += 1
+                claims.release(claim_of(k))
+                advance(k + 1)
+        with claims.waiting(WHOLE):
+            missing = missing_shards(out, plan)
+            if not missing and not (out / "manifest.json").is_file():
+                finish(out, plan)
+    return written, missing

@@ -1,0 +1,26 @@
+"""Sampled trajectories as an archive stores them, computed where they were sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hkdpipe.manifests.plan import Plan
+
+_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def stored_numbers(states: Tensor, noise: Tensor, plan: Plan) -> NDArray[Any]:
+    """What the archive stores of the trajectories `states` (N, k, C, H, W), float64, and their unit noise
+    (N, C, H, W): an array of `plan.stored_dtype`, the same as `manifests` would make of it.
+    """
+    if plan.encoding == "residual":
+        levels = torch.tensor(plan.sigmas, dtype=torch.float32, device=states.device)
+        # Less the very product, in float32, that readers add.
+        states = states - levels[:, None, None, None] * noise.float()[:, None]
+        states[:, 0] = noise
+    stored = states.to(_DTYPES[plan.dtype]).contiguous().cpu()
+    return (stored.view(torch.uint16) if plan.dtype == "bfloat16" else stored).numpy()
