@@ -116,11 +116,15 @@ def remove_temporaries(folder: Path, name: str | None = None) -> None:
     """
     if not folder.is_dir():
         return
-    # The last one moved away first: of two old folders it is the one to put back.
-    for path in sorted(folder.iterdir(), key=lambda path: path.lstat().st_ctime_ns, reverse=True):
+    leftovers: list[tuple[int, Path, re.Match[str]]] = []
+    for path in folder.iterdir():
         match = _LEFTOVER.fullmatch(path.name)
-        if match is None or name not in (None, match["name"]):
-            continue
+        if match and name in (None, match["name"]):
+            # A living process may have put its own in place since.
+            with contextlib.suppress(FileNotFoundError):
+                leftovers.append((path.lstat().st_ctime_ns, path, match))
+    # The last one moved away first: of two old folders it is the one to put back.
+    for _, path, match in sorted(leftovers, key=lambda leftover: leftover[0], reverse=True):
         final = folder / match["name"]
         if match["kind"] == "old" and not _exists(final):
             path.rename(final)
@@ -166,4 +170,4 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
