@@ -119,11 +119,15 @@ def remove_temporaries(folder: Path, name: str | None = None) -> None:
     """
     if not folder.is_dir():
         return
-    matches = [(path, _LEFTOVER.fullmatch(path.name)) for path in folder.iterdir()]
-    # Other processes' temporaries come and go while these are looked at.
-    left = [(path, match) for path, match in matches if match and name in (None, match["name"])]
+    leftovers: list[tuple[int, Path, re.Match[str]]] = []
+    for path in folder.iterdir():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match and name in (None, match["name"]):
+            # A living process may have put its own in place since.
+            with contextlib.suppress(FileNotFoundError):
+                leftovers.append((path.lstat().st_ctime_ns, path, match))
     # The last one moved away first: of two old folders it is the one to put back.
-    for path, match in sorted(left, key=lambda pair: pair[0].lstat().st_ctime_ns, reverse=True):
+    for _, path, match in sorted(leftovers, key=lambda leftover: leftover[0], reverse=True):
         final = folder / match["name"]
         if match["kind"] == "old" and not _exists(final):
             path.rename(final)
@@ -169,4 +173,4 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)

@@ -131,7 +131,7 @@ def one_process_only(command: str) -> None:
     if size != "1":
         raise UsageError(
             f"{command}: started as one of {size} processes (WORLD_SIZE); accepted: one process, as only "
-            "training and generation are distributed: torchrun --no-python --nproc-per-node 2 hkdpipe train"
+            "the three stages are distributed: torchrun --no-python --nproc-per-node 2 hkdpipe train"
         )
 
 

@@ -99,6 +99,28 @@ def test_sha256(tmp_path: Path) -> None:
     assert files.sha256_file(tmp_path / "a") == expected
 
 
+@pytest.mark.parametrize("name", ["a", None])
+def test_what_others_put_in_place_meanwhile_is_no_leftover(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone between listing the folder and looking at it, or between that and deleting it."""
+    leftover, gone, going = (tmp_path / f".{letter}.1.{'0' * 16}.tmp" for letter in "abc")
+    leftover.touch()
+    going.touch()
+    lstat = Path.lstat
+
+    def last_look(path: Path) -> os.stat_result:
+        status = lstat(path)
+        if path == going:
+            path.unlink()
+        return status
+
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([gone, going, leftover]))
+    monkeypatch.setattr(Path, "lstat", last_look)
+    files.remove_temporaries(tmp_path, name)
+    assert not leftover.exists()
+
+
 def fill(path: Path, text: str) -> None:
     with files.atomic_folder(path) as folder:
         (folder / "sub").mkdir()

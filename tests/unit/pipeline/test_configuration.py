@@ -24,12 +24,10 @@ def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
     if field.metadata["choices"]:
         others = [choice for choice in field.metadata["choices"] if choice != field.default]
         if isinstance(field.default, tuple):
-            return field.default[:1]
+            return field.default[:1] or tuple(others[:1])
         return others[0] if others else field.default
     if isinstance(field.default, tuple):
-        return (*field.default, 3)
-    if hint is bool:
-        return not field.default
+        return (*field.default, "a path" if str in typing.get_args(hint) else 3)
     if hint is str:
         return 'a "quoted" \\ path é'
     if hint is bool:
