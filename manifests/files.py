@@ -31,7 +31,8 @@ def write_atomic(path: Path, *data: Bytes) -> None:
     temporary = _sibling(path, "tmp")
     try:
         with temporary.open("xb") as file:
-            file.writelines(data)
+            for part in data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
