@@ -91,17 +91,22 @@ def parse_manifest(values: Any, path: Path | str) -> tuple[Plan, list[ShardRecor
 
 def missing_shards(root: Path, plan: Plan) -> list[int]:
     """The shards still to be written: those without a valid record or without files of the recorded sizes."""
-    return [k for k in range(plan.shards) if valid_record(root, plan, k) is None]
+    identity = plan.identity()
+    return [k for k in range(plan.shards) if _valid_record(root, plan, identity, k) is None]
 
 
 def valid_record(root: Path, plan: Plan, k: int) -> ShardRecord | None:
     """The record of shard k; None unless it is the plan's and its files have the recorded sizes."""
+    return _valid_record(root, plan, plan.identity(), k)
+
+
+def _valid_record(root: Path, plan: Plan, identity: str, k: int) -> ShardRecord | None:
     path = record_path(root, k)
     try:
         record = ShardRecord.from_json(read_json(path), path)
     except InputError:
         return None
-    good = fits(plan, plan.identity(), k, record) and _sizes_are_right(root, record)
+    good = fits(plan, identity, k, record) and _sizes_are_right(root, record)
     return record if good else None
 
 

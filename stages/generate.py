@@ -243,9 +243,12 @@ def make_shards(
         # A larger count given to another worker makes a last shard that was shorter a longer one.
         return planned(out).shard_range(k) == plan.shard_range(k)
 
-    def write(k: int, states: NDArray[Any]) -> None:
+    def owned(k: int) -> bool:
+        return claims.holds(claim_of(k)) and still_planned(k)
+
+    def write(k: int, pieces: list[NDArray[Any]]) -> None:
         try:
-            write_shard(out, plan, k, states, how, lambda: claims.holds(claim_of(k)) and still_planned(k))
+            write_shard(out, plan, k, np.concatenate(pieces), how, lambda: owned(k))
             made.append(k)
         except InUseError as error:
             reporter.line(str(error))
@@ -265,19 +268,19 @@ def make_shards(
                     # Made by another worker since the list was, or to be made longer than this one knows it.
                     claims.release(claim_of(k))
                     continue
-                states = np.empty((_trajectories(plan, [k]), *plan.states_shape), dtype=plan.stored_dtype)
+                pieces = []
                 filled = 0
                 for piece in sample_shard(teacher, plan, k, device):
-                    states[filled : filled + len(piece)] = piece
+                    pieces.append(piece)
                     filled += len(piece)
                     advance(done + filled)
-                    if filled < len(states) and stop():
+                    if filled < _trajectories(plan, [k]) and stop():
                         raise Interrupted(
                             f"stopped in shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
                         )
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(write, k, states)
+                writing = writer.submit(write, k, pieces)
                 # What other workers have made counts as well.
                 left = _trajectories(plan, missing_shards(out, plan))
                 done = max(done + filled, plan.count - left)
