@@ -256,7 +256,6 @@ def _fit(
             },
             Callbacks(stop, log, saved, reporter.line, check_owned),
             world,
-            device,
         )
 
 

@@ -172,5 +172,4 @@ def _fit(
             {"identity": identity},
             Callbacks(stop, log, lambda state, path: None, reporter.line, check_owned),
             World(),
-            device,
         )

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hkdpipe.manifests.errors import HkdpipeError, Interrupted, UsageError
 from hkdpipe.manifests.order import rank_slice
@@ -28,7 +27,13 @@ from hkdpipe.trainer.checkpoint import (
     restore,
     save_checkpoint,
 )
-from hkdpipe.trainer.distributed import World, any_process, barrier, mean_over_processes
+from hkdpipe.trainer.distributed import (
+    World,
+    any_process,
+    average_over_processes,
+    barrier,
+    copy_from_first,
+)
 
 Batch = Any
 ReadBatch = Callable[[int, int], Batch]
@@ -104,15 +109,13 @@ def fit(
     about: dict[str, Any],
     callbacks: Callbacks,
     world: World,
-    device: torch.device,
 ) -> None:
     """Train until the budget is seen, from where `state` stands; the last act is a checkpoint.
 
     Raises Interrupted after a checkpoint when asked to stop, HkdpipeError when the loss is not finite.
     """
-    module: nn.Module = state.model.train()
-    if world.size > 1:
-        module = DistributedDataParallel(state.model)
+    state.model.train()
+    copy_from_first([*state.model.state_dict().values(), *state.ema.state_dict().values()], world)
     saved_at = state.seen if state.step else -1
     terms: Mapping[str, Tensor] = {}
 
@@ -126,18 +129,18 @@ def fit(
         barrier(world)
 
     for batch in prefetched(read_batch, state.seen, settings, world):
-        if any_process(callbacks.stop(), world, device):
+        if any(any_process([callbacks.stop()], world)):
             if terms:
-                _finite(terms, world, state.seen, folder)
+                _finite(terms, state.seen, folder)
             save()
             raise Interrupted(
                 f"stopped after {state.seen:,} of {settings.budget:,} samples; the same command goes on"
             )
-        terms = step(state, module, batch, loss, settings, min(1.0, state.seen / settings.budget))
+        terms = step(state, batch, loss, settings, min(1.0, state.seen / settings.budget), world)
         due = state.seen // settings.checkpoint_every > max(saved_at, 0) // settings.checkpoint_every
         done = state.seen >= settings.budget
         if due or done or state.step % LOG_EVERY == 0:
-            values = _finite(terms, world, state.seen, folder)
+            values = _finite(terms, state.seen, folder)
             if world.first:
                 learning_rate = state.optimizer.param_groups[0]["lr"]
                 callbacks.log(state.seen, {**values, "learning_rate": learning_rate})
@@ -147,27 +150,30 @@ def fit(
 
 def step(
     state: TrainingState[Any],
-    module: nn.Module,
     batch: Batch,
     loss: Loss,
     settings: LoopSettings,
     progress: float,
+    world: World,
 ) -> Mapping[str, Tensor]:
-    """One optimiser step; `module` is the state's model, wrapped or not. Returns the terms of the loss."""
+    """One optimiser step on this process's part of a batch. Returns the terms of the loss of the whole."""
     risen = min(1.0, (state.seen + settings.batch_size) / settings.warmup) if settings.warmup else 1.0
     factor = learning_rate_factor(settings.schedule, progress) * risen
     for group in state.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     state.optimizer.zero_grad(set_to_none=True)
-    terms = loss(module, batch, progress)
+    terms = loss(state.model, batch, progress)
     terms["loss"].backward()
+    terms = {name: value.detach().clone() for name, value in terms.items()}
+    gradients = [value.grad for value in state.model.parameters() if value.grad is not None]
+    average_over_processes([*gradients, *terms.values()], world)
     if settings.gradient_clip:
         nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
     state.optimizer.step()
     update_average(state.ema, state.model, average_decay(settings.ema, state.step))
     state.step += 1
     state.seen += settings.batch_size
-    return {name: value.detach() for name, value in terms.items()}
+    return terms
 
 
 def learning_rate_factor(schedule: str, progress: float) -> float:
@@ -208,10 +214,10 @@ def prefetched(read_batch: ReadBatch, seen: int, settings: LoopSettings, world: 
             yield ahead.popleft().result()
 
 
-def _finite(terms: Mapping[str, Tensor], world: World, seen: int, folder: Path) -> dict[str, float]:
-    """The means of the terms over the processes. Raises HkdpipeError if one is not finite."""
+def _finite(terms: Mapping[str, Tensor], seen: int, folder: Path) -> dict[str, float]:
+    """The values of the terms. Raises HkdpipeError if one is not finite."""
     stacked = torch.stack([value.float() for value in terms.values()])
-    values = dict(zip(terms, mean_over_processes(stacked, world).tolist(), strict=True))
+    values = dict(zip(terms, stacked.tolist(), strict=True))
     if not all(map(math.isfinite, values.values())):
         raise HkdpipeError(
             f"the loss is not finite after {seen:,} samples; the last good checkpoint is kept in {folder}"

@@ -103,7 +103,7 @@ def run(
 ) -> Notes:
     notes = notes or Notes()
     settings = dataclasses.replace(SETTINGS, **changes)
-    fit(state, read, loss, settings, folder, {"identity": "same", "note": 1}, notes.callbacks(), World(), CPU)
+    fit(state, read, loss, settings, folder, {"identity": "same", "note": 1}, notes.callbacks(), World())
     return notes
 
 
@@ -191,7 +191,7 @@ def test_average_follows_its_recursion(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in state.ema.parameters())
     weights = [parameter.detach().numpy().astype(np.float64) for parameter in state.model.parameters()]
     for k in range(60):
-        step(state, state.model, read_batch(4 * k, 4 * k + 4), loss, SETTINGS, 0.0)
+        step(state, read_batch(4 * k, 4 * k + 4), loss, SETTINGS, 0.0, World())
         decay = min(0.8, (1 + k) / (10 + k))
         new = [parameter.detach().numpy().astype(np.float64) for parameter in state.model.parameters()]
         weights = [decay * old + (1 - decay) * value for old, value in zip(weights, new, strict=True)]
@@ -207,7 +207,7 @@ def test_average_of_a_constant_decay_in_closed_form() -> None:
     first = model.weight.item()
     settings = dataclasses.replace(SETTINGS, ema=0.1, schedule="constant", gradient_clip=0.0)
     for _ in range(7):
-        step(state, model, None, pull(torch.tensor([[-1.0]])), settings, 0.0)
+        step(state, None, pull(torch.tensor([[-1.0]])), settings, 0.0, World())
     moved = 7 - 0.1 * (1 - 0.1**7) / 0.9
     assert model.weight.item() == pytest.approx(first + 7)
     assert next(state.ema.parameters()).item() == pytest.approx(first + moved, rel=1e-6)
@@ -236,7 +236,7 @@ def test_learning_rates_of_every_group_follow_the_schedule(tmp_path: Path, sched
         return loss(model, batch, progress)
 
     settings = dataclasses.replace(SETTINGS, schedule=schedule)
-    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World(), CPU)
+    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World())
     factors = [1.0] * 9 if schedule == "constant" else [math.cos(math.pi * k / 18) ** 2 for k in range(9)]
     np.testing.assert_allclose(rates, [[0.05 * factor, 0.2 * factor] for factor in factors], rtol=1e-12)
 
@@ -263,7 +263,7 @@ def test_gradient_is_clipped_to_its_largest_norm(clip: float, norm: float) -> No
     before = model.weight.detach().clone()
     settings = dataclasses.replace(SETTINGS, gradient_clip=clip, schedule="constant")
     slope = torch.tensor([[3.0, 4.0]])
-    step(state, model, None, pull(slope), settings, 0.0)
+    step(state, None, pull(slope), settings, 0.0, World())
     torch.testing.assert_close(before - model.weight, slope * norm / 5, rtol=1e-5, atol=1e-6)
 
 
@@ -448,7 +448,7 @@ def test_weight_decay_is_decoupled_and_spares_the_operators(student: HKD) -> Non
 
     settings = dataclasses.replace(SETTINGS, schedule="constant")
     for _ in range(20):
-        step(state, student, None, zero, settings, 0.0)
+        step(state, None, zero, settings, 0.0, World())
     for name, value in student.named_parameters():
         factor = 1.0 if name.startswith("koopman.") else (1 - 0.01 * 0.95) ** 20
         torch.testing.assert_close(value.detach(), before[name] * factor, rtol=1e-5, atol=0)
