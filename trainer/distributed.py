@@ -1,4 +1,4 @@
-"""The processes of one training: who they are, how they meet and how they agree."""
+"""The processes of one training: on which device each works, how they connect and how they agree."""
 
 from __future__ import annotations
 
@@ -6,43 +6,13 @@ import datetime
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hkdpipe.manifests.errors import HkdpipeError, UsageError
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those of a training, as torchrun's environment tells it."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-def world_from_environment() -> World:
-    """RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them; one process where they are not set."""
-    try:
-        world = World(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
-    except ValueError:
-        world = World(rank=-1)
-    if not (0 <= world.rank < world.size and world.local_rank >= 0):
-        given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in _VARIABLES)
-        raise UsageError(
-            f"environment of torchrun: {given}; accepted: integers, RANK from 0 below WORLD_SIZE"
-        )
-    return world
-
-
-_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+from hkdpipe.trainer.world import World, meeting_place
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -75,11 +45,7 @@ def connected(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1:
         yield
         return
-    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise UsageError(
-            f"environment of torchrun: WORLD_SIZE={world.size} without MASTER_ADDR and MASTER_PORT; "
-            "accepted: all that torchrun sets"
-        )
+    os.environ.update(meeting_place())
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

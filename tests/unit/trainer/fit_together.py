@@ -1,6 +1,6 @@
 """Processes that train a small network together, in as many sittings as asked for.
 
-They are forked from a server that has imported all, since importing takes longer than what they do.
+They are forked from a server that has imported torch, since importing takes longer than what they do.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import HkdpipeError, Interrupted
-from hkdpipe.trainer.distributed import connected, world_from_environment
+from hkdpipe.trainer.distributed import connected
 from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
+from hkdpipe.trainer.world import world_from_environment
 
 Sitting = tuple[Path, float]
 """A folder to resume from, and the steps to stop after (inf: at the end)."""
@@ -34,7 +35,6 @@ SETTINGS = LoopSettings(
     budget=72,
     batch_size=6,
     schedule="cosine",
-    ema=0.8,
     gradient_clip=0.5,
     checkpoint_every=12,
     keep_checkpoints=1,
@@ -56,7 +56,7 @@ def _sit(folder: Path, after: float, seed: int, vanish: int | None) -> None:
     world = world_from_environment()
     torch.manual_seed(seed + 10 * world.rank)
     model = nn.Sequential(nn.Linear(8, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 4))
-    state = new_state(model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True))
+    state = new_state(model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True), [0.8])
     resume(folder, state, "same", print)
     end = state.step + after
 
@@ -65,7 +65,7 @@ def _sit(folder: Path, after: float, seed: int, vanish: int | None) -> None:
             os._exit(9)
         return world.first and state.step >= end
 
-    callbacks = Callbacks(stop, lambda seen, values: None, lambda state, path: None, print)
+    callbacks = Callbacks(stop, lambda seen, values: None)
     with contextlib.suppress(Interrupted):
         fit(state, read_batch, loss, SETTINGS, folder, {"identity": "same"}, callbacks, world)
 
@@ -86,7 +86,7 @@ def _process(sittings: list[Sitting], environment: dict[str, str], log: Path, va
 def together(size: int, logs: Path, *sittings: Sitting, vanish: int | None = None) -> list[Ended]:
     """Let so many processes sit; the last one is gone before the step that follows `vanish`, if given."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fit_together"])
+    context.set_forkserver_preload(["hkdpipe.trainer.loop"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
