@@ -31,15 +31,20 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    single: bool = False,
     kind: Kind = "identity",
 ) -> Any:
-    """A dataclass field with its documentation and accepted values (`above` is an exclusive minimum)."""
+    """A dataclass field with its documentation and accepted values (`above` is an exclusive minimum).
+
+    `single`: a list of one may be given as its item.
+    """
     metadata = {
         "doc": doc,
         "choices": tuple(choices) if choices is not None else None,
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
+        "single": single,
         "kind": kind,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -80,6 +85,8 @@ def accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     item = _item(hint)
     words = f"a list, each {names[item]}" if item else names[hint]
+    if item and metadata["single"]:
+        words = f"{names[item]} or {words}"
     for bound, meaning in (("minimum", "at least"), ("above", "above"), ("maximum", "at most")):
         if (limit := metadata[bound]) is not None:
             words += f", {meaning} {limit if isinstance(limit, int) else format(limit, 'g')}"
@@ -100,7 +107,9 @@ def _check(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
     item = _item(hint)
     if item:
         if not isinstance(value, list | tuple):
-            raise refuse()
+            if not metadata["single"]:
+                raise refuse()
+            value = [value]
         return tuple(_check_one(entry, item, metadata, refuse) for entry in value)
     return _check_one(value, hint, metadata, refuse)
 

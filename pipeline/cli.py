@@ -13,6 +13,7 @@ import click
 
 from hkdpipe.manifests.errors import HkdpipeError, Interrupted
 from hkdpipe.manifests.settings import nearest
+from hkdpipe.trainer.world import launcher, told_rank
 
 COMMANDS = (
     "run",
@@ -114,15 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    rank = os.environ.get("RANK", "0")
+    rank = told_rank()
     speaker = "hkdpipe: error" if rank == "0" else f"hkdpipe: error (rank {rank})"
     click.echo(f"{speaker}: {' '.join(message.splitlines())}", err=True)
     return code
 
 
 def _interrupted(error: BaseException, arguments: Sequence[str]) -> int:
-    if os.environ.get("RANK", "0") == "0":
-        again = "the same torchrun command" if "RANK" in os.environ else shlex.join(["hkdpipe", *arguments])
+    if told_rank() == "0":
+        started = launcher()
+        again = f"the same {started.name} command" if started else shlex.join(["hkdpipe", *arguments])
         what = f"interrupted ({error})" if isinstance(error, Interrupted) else "interrupted"
         click.echo(f"hkdpipe: {what}; to go on: {again}", err=True)
     return Interrupted.exit_code

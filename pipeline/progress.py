@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hkdpipe.stages.reporting import Advance, Reporter, Silent, Summary, duration
+from hkdpipe.trainer.world import told_rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def first_process() -> bool:
-    """Of the processes that torchrun starts, the first one speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
+    """Of the processes that torchrun or srun starts, the first one speaks for all."""
+    return told_rank() == "0"
 
 
 def make_reporter(quiet: bool) -> Reporter:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from hkdpipe.stages.reporting import Reporter, Summary
-    from hkdpipe.trainer.distributed import World
+    from hkdpipe.trainer.world import World
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
 @contextmanager
 def working(device: str, quiet: bool) -> Iterator[Work]:
     with stop_requests(quiet or not first_process()) as stop:
-        from hkdpipe.trainer.distributed import choose_device, world_from_environment
+        from hkdpipe.trainer.distributed import choose_device
+        from hkdpipe.trainer.world import world_from_environment
 
         world = world_from_environment()
         yield Work(choose_device(device, world), world, make_reporter(quiet), stop)

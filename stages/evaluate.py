@@ -28,11 +28,11 @@ from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.stages.speed import measure_speed
 from hkdpipe.stages.state import evaluation_identity
 from hkdpipe.trainer.checkpoint import newest_checkpoint, read_state
-from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.features import METRICS, FeatureNetwork, load_features
 from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.programs import check_exports, write_onnx, write_program
 from hkdpipe.trainer.teacher import load_teacher
+from hkdpipe.trainer.world import World
 
 
 def evaluate(
@@ -57,7 +57,7 @@ def evaluate(
     started = time.monotonic()
     check_exports(settings.exports)
     path, state = _find_checkpoint(checkpoint, reporter)
-    student = load_model(path, device, cast(Any, settings.weights))
+    student = load_model(path, device, settings.weights)
     loaded = load_teacher(teacher, device)
     if loaded.image_shape != student.image_shape:
         raise UsageError(

@@ -27,7 +27,7 @@ an EDM diffusion model, makes in many.
 - Licence of the teacher: {licence}. The weights here began as the teacher's and are derived from them: see
   what its licence says of that before you use or pass on either.
 - Trajectories of the teacher seen: {about["checkpoint"]["seen"]:,}
-- Weights: {_WEIGHTS[about["weights"]]}
+- Weights: {_weights(about["weights"])}
 
 ## Sampling
 
@@ -49,7 +49,8 @@ images = model.sample(torch.randn(16, *model.image_shape))  # in [-1, 1]
 """
 
 
-_WEIGHTS = {"ema": "average over the training (EMA)", "raw": "of the last step"}
+def _weights(name: str) -> str:
+    return "of the last step" if name == "raw" else f"average over the training ({name.upper()})"
 
 
 def _measurements(rows: Rows, metric: str, match: Rows) -> str:

@@ -152,7 +152,11 @@ class EvaluationSettings:
         "to the teacher on held-out trajectories, speed",
         choices=("fd", "kid", "inception_score", "precision_recall", "match", "speed"),
     )
-    weights: str = setting("ema", "weights evaluated and exported", choices=("ema", "raw"))
+    weights: str = setting(
+        "ema",
+        "weights evaluated and exported: 'ema': the average of the first decay in training.ema; 'ema-DECAY': "
+        "that of another one; 'raw': the last ones",
+    )
     teacher_steps: tuple[int, ...] = setting(
         (18, 8), "sampler steps of the teacher's own rows (18: 35 evaluations, 8: 15)", minimum=2
     )

@@ -13,23 +13,25 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.claims import owning
-from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import make_folders, remove_temporaries
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.files import make_folders, remove_temporaries, sha256_file
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
-from hkdpipe.trainer.distributed import World, connected, sum_over_processes
+from hkdpipe.trainer.distributed import connected, sum_over_processes
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
 from hkdpipe.trainer.loss import Batch
-from hkdpipe.trainer.methods import METHODS
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.methods import METHODS, load_model
+from hkdpipe.trainer.methods.student import Student, saved_model
+from hkdpipe.trainer.networks.layers import UNetBlock
 from hkdpipe.trainer.perceptual import Distance, perceptual_distance
 from hkdpipe.trainer.settings import MethodSettings, TrainingSettings, check_without_states_between
 from hkdpipe.trainer.teacher import Teacher, load_teacher
+from hkdpipe.trainer.world import World
 
 
 def train(
@@ -59,14 +61,14 @@ def train(
             training.perceptual_file,
             loaded.arch.img_channels,
             device,
-            DTYPES[training.precision],
+            WEIGHTS.get(training.precision, torch.float32),
             training.perceptual_size,
         )
         make_folders(out)
         identity = training_identity(trajectories, training, options)
         with _owned_by_first(out, world) as check_owned, connected(world, device):
             state = new_student(loaded, trajectories, training, options, device)
-            resume(out / "checkpoints", state, identity, reporter.line)
+            resume_in(out, state, identity, reporter)
             did_nothing = state.seen >= training.budget
             replaced = 0
             if not did_nothing:
@@ -95,7 +97,9 @@ def train(
     )
 
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS = {"float64": torch.float64}
+"""The type of the weights by training.precision, if it is not float32."""
 
 
 def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings, path: Path | str) -> None:
@@ -131,8 +135,12 @@ def _check_streaming(archive: Archive, training: TrainingSettings, path: Path | 
 def training_identity(archive: Archive, training: TrainingSettings, options: MethodSettings | None) -> str:
     """Digest of what a training learns and from what; archives of either form give the same."""
     values = {key: value for key, value in archive.plan.identity_values().items() if key != "form"}
+    begun = {}
+    if training.init_from:
+        begun = {"init_from": sha256_file(saved_model(Path(training.init_from), "raw").weights)}
     return digest(
         {
+            **begun,
             "archive": values,
             "training": of_kind(training, "identity"),
             "method": of_kind(options, "identity") if options else {},
@@ -153,8 +161,22 @@ def new_student(
         # Of weights that do not come from the teacher.
         torch.manual_seed(training.seed)
         student = method.from_teacher(teacher.network, options, **archive.plan.schedule)
-    student.to(device, DTYPES[training.precision])
-    return new_state(student, new_optimizer(student.parameter_groups(training), training))
+    if training.init_from:
+        begun = load_model(training.init_from, device, "raw")
+        if begun.config() != student.config():
+            raise UsageError(
+                f"training.init_from: {training.init_from} has another method, network or settings of the "
+                "method than this training"
+            )
+        student.load_state_dict(begun.state_dict())
+    student.to(device, WEIGHTS.get(training.precision, torch.float32))
+    if training.channels_last:
+        student.to(memory_format=torch.channels_last)
+    for module in student.modules():
+        if isinstance(module, UNetBlock):
+            module.recompute = training.recompute
+    optimizer = new_optimizer(student.parameter_groups(training), training)
+    return new_state(student, optimizer, training.ema, scaled=training.precision == "fp16")
 
 
 def new_optimizer(groups: list[dict[str, Any]], training: TrainingSettings) -> torch.optim.Optimizer:
@@ -195,6 +217,19 @@ def training_folder(out: Path) -> Iterator[Callable[[], None]]:
         yield check_owned
 
 
+def resume_in(out: Path, state: TrainingState[Any], identity: str, reporter: Reporter) -> None:
+    """Go on from the newest whole checkpoint in the folder of a training, if it has begun.
+
+    Raises InputError where it has begun and its checkpoints are gone: nothing starts again by itself.
+    """
+    folder, log = out / "checkpoints", out / "metrics.csv"
+    if resume(folder, state, identity, reporter.line) is None and log.exists():
+        raise InputError(
+            f"{folder}: no checkpoint, though {log} says that the training has begun; put one back, or "
+            "delete that file to train from the start"
+        )
+
+
 def _fit(
     state: TrainingState[Student],
     reading: Reader,
@@ -213,11 +248,15 @@ def _fit(
         batch_size=training.batch_size,
         schedule=training.schedule,
         warmup=training.warmup,
-        ema=training.ema,
         gradient_clip=training.gradient_clip,
         checkpoint_every=training.checkpoint_every,
         keep_checkpoints=training.keep_checkpoints,
         workers=training.workers,
+        micro_batch=training.micro_batch,
+        autocast=AUTOCAST.get(training.precision),
+        compile=training.compile,
+        checkpoint_minutes=training.checkpoint_minutes,
+        max_skipped=training.max_skipped,
     )
     metrics = MetricsLog(out / "metrics.csv", state.seen) if world.first else None
     held_out = held_out_starts(reading, device)
@@ -233,12 +272,16 @@ def _fit(
             metrics.append(seen, {**values, "replaced": reading.replaced(seen)})
             advance(seen, loss=values["loss"], mse=values["mse"])
 
-        def saved(state: TrainingState[Student], path: Path) -> None:
-            if held_out is not None:
-                with torch.inference_mode():
-                    images = state.ema.predict(held_out.states[:, 0], held_out.sigmas[:, 0], held_out.labels)
-                error = float(((images - held_out.ends) ** 2).mean())
-                reporter.line(f"{path.name}: one-step MSE on {len(images)} held-out trajectories {error:.4f}")
+        def score(state: TrainingState[Student]) -> float | None:
+            if held_out is None:
+                return None
+            with torch.inference_mode():
+                images = state.ema.predict(held_out.states[:, 0], held_out.sigmas[:, 0], held_out.labels)
+            error = float(((images - held_out.ends) ** 2).mean())
+            reporter.line(
+                f"after {state.seen:,} trajectories: one-step MSE on {len(images)} held-out ones {error:.4f}"
+            )
+            return error
 
         fit(
             state,
@@ -254,9 +297,8 @@ def _fit(
                 "world_size": world.size,
                 "torch": torch.__version__,
             },
-            Callbacks(stop, log, saved, reporter.line, check_owned),
+            Callbacks(stop, log, score, check_owned),
             world,
-            device,
         )
 
 

@@ -16,16 +16,16 @@ from hkdpipe.manifests.files import read_json
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reporting import Reporter, Summary
-from hkdpipe.stages.train import training_folder
+from hkdpipe.stages.train import resume_in, training_folder
 from hkdpipe.trainer.checkpoint import TrainingState
-from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.edm_loss import NoisyImages, edm_loss, read_noisy_images
 from hkdpipe.trainer.images import load_images, load_labels
 from hkdpipe.trainer.labels import one_hot
-from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state, resume
+from hkdpipe.trainer.loop import Callbacks, LoopSettings, fit, new_state
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import TeacherTrainingSettings
 from hkdpipe.trainer.teacher import save_teacher
+from hkdpipe.trainer.world import World
 
 
 def train_teacher(
@@ -70,9 +70,9 @@ def train_teacher(
                 f"train-teacher.model_channels: got {settings.model_channels}; accepted: one whose "
                 f"channels can be grouped ({error})"
             ) from None
-        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-        state = new_state(network, optimizer)
-        resume(out / "checkpoints", state, identity, reporter.line)
+        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
+        state = new_state(network, optimizer, [settings.ema])
+        resume_in(out, state, identity, reporter)
         budget = settings.iterations * settings.batch_size
         did_nothing = state.seen >= budget and _exported_step(out / "export") == state.step
         if not did_nothing:
@@ -142,7 +142,6 @@ def _fit(
         budget=budget,
         batch_size=settings.batch_size,
         schedule="cosine",
-        ema=settings.ema,
         gradient_clip=0.0,
         checkpoint_every=settings.checkpoint_every * settings.batch_size,
         keep_checkpoints=2,
@@ -170,7 +169,6 @@ def _fit(
             loop,
             out / "checkpoints",
             {"identity": identity},
-            Callbacks(stop, log, lambda state, path: None, reporter.line, check_owned),
+            Callbacks(stop, log, check_owned=check_owned),
             World(),
-            device,
         )

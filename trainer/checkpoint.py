@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import atomic_folder, read_json, remove_folder, sha256_file, write_json
+from hkdpipe.trainer.loss_scale import LossScale
 from hkdpipe.trainer.teacher import read_weights
 
-FILES = ("weights.safetensors", "ema.safetensors", "optimizer.pt")
-
+OPTIMIZER = "optimizer.pt"
+FILES = ("weights.safetensors", "ema.safetensors", OPTIMIZER)
+"""What every checkpoint holds beside state.json; further averages are ema-DECAY.safetensors."""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,42 +30,99 @@ class TrainingState(Generic[Model]):
     """All that an exact continuation needs: everything random is a function of (seed, position)."""
 
     model: Model
-    ema: Model
-    """A copy of `model` whose weights are its running average."""
+    averages: dict[float, Model]
+    """By decay: copies of `model` whose weights are its running averages; the first is the main one."""
     optimizer: torch.optim.Optimizer
+    skipped: Tensor
+    """(2,) int64, on the model's device: steps that were not taken, in all and in a row up to now."""
     step: int = 0
     seen: int = 0
     """Trajectories (or images) seen, over all processes."""
+    loss_scale: LossScale | None = None
+
+    @property
+    def ema(self) -> Model:
+        return next(iter(self.averages.values()))
+
+    @property
+    def weights(self) -> dict[str, Model]:
+        """The model and its averages by the names of their files."""
+        main, *others = self.averages
+        named = {f"ema-{decay}": self.averages[decay] for decay in others}
+        all_of_them = {"weights": self.model, "ema": self.averages[main], **named}
+        return {f"{name}.safetensors": model for name, model in all_of_them.items()}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state in the host's memory, which the training does not touch."""
+
+    step: int
+    seen: int
+    counts: dict[str, Any]
+    """What else of it is numbers."""
+    weights: dict[str, dict[str, Tensor]]
+    """By file name."""
+    optimizer: dict[str, Any]
+
+
+def snapshot(state: TrainingState[Any]) -> Snapshot:
+    """Copy a state, so that it can be written while the training goes on."""
+    optimizer = state.optimizer.state_dict()
+    slots = {
+        number: {name: value.to("cpu", copy=True) for name, value in slot.items()}
+        for number, slot in optimizer["state"].items()
+    }
+    scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale.numbers()}
+    return Snapshot(
+        state.step,
+        state.seen,
+        {"skipped": state.skipped.tolist(), **scale},
+        {name: _copied(model) for name, model in state.weights.items()},
+        {"state": slots, "param_groups": optimizer["param_groups"]},
+    )
 
 
 def save_checkpoint(
     folder: Path,
-    state: TrainingState[Any],
+    taken: Snapshot,
     about: dict[str, Any],
     keep: int,
     check_owned: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write `folder`/step-NNNNNNNN and delete all but the `keep` newest. Returns its path.
+    """Write `folder`/step-NNNNNNNN; delete all but the `keep` newest and the best. Returns its path.
 
-    `check_owned` is called before it is put in place: raises where the folder is another process's now.
-    Later steps than the state's are damaged checkpoints that resuming passed over: they go too.
+    The best is that of the lowest "score" in `about`. `check_owned` is called before it is put in place:
+    raises where the folder is another process's now. Later steps than the snapshot's are damaged checkpoints
+    that resuming passed over: they go too.
     """
-    path = folder / f"step-{state.step:08d}"
+    path = folder / f"step-{taken.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(path, check_owned) as temporary:
-        (temporary / "weights.safetensors").write_bytes(save(_tensors(state.model)))
-        (temporary / "ema.safetensors").write_bytes(save(_tensors(state.ema)))
-        (temporary / "optimizer.pt").write_bytes(_pickled(state.optimizer.state_dict()))
-        checksums = {name: sha256_file(temporary / name) for name in FILES}
-        write_json(
-            temporary / "state.json",
-            {"version": 1, "step": state.step, "seen": state.seen, "sha256": checksums, **about},
-        )
+        for name, weights in taken.weights.items():
+            (temporary / name).write_bytes(save(weights))
+        (temporary / OPTIMIZER).write_bytes(_pickled(taken.optimizer))
+        checksums = {name: sha256_file(temporary / name) for name in (*taken.weights, OPTIMIZER)}
+        position = {"step": taken.step, "seen": taken.seen, **taken.counts}
+        write_json(temporary / "state.json", {"version": 1, **position, "sha256": checksums, **about})
     found = checkpoints(folder)
     here = found.index(path) + 1
-    for old in [*found[: max(0, here - keep)], *found[here:]]:
-        remove_folder(old)
+    kept = {*found[max(0, here - keep) : here], best_checkpoint(found[:here])}
+    for old in found:
+        if old not in kept:
+            remove_folder(old)
     return path
+
+
+def best_checkpoint(paths: Sequence[Path]) -> Path | None:
+    """The one with the lowest score; None where none was scored."""
+    scores: dict[Path, float] = {}
+    for path in paths:
+        with contextlib.suppress(InputError):
+            score = read_json(path / "state.json").get("score")
+            if isinstance(score, float):
+                scores[path] = score
+    return min(scores, key=lambda path: scores[path], default=None)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -75,7 +135,8 @@ def read_state(path: Path) -> dict[str, Any]:
     state = read_json(path / "state.json")
     try:
         checksums, _, _ = state["sha256"], int(state["step"]), int(state["seen"])
-        expected = {name: checksums[name] for name in FILES}
+        _, _ = map(int, state["skipped"])
+        expected = {name: checksums[name] for name in [*FILES, *checksums]}
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path / 'state.json'}: not the state of a checkpoint") from None
     for name, checksum in expected.items():
@@ -104,15 +165,18 @@ def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, 
 
 def restore(path: Path, state: TrainingState[Any], saved: dict[str, Any]) -> None:
     """Load a checkpoint that `read_state` has checked into the state. InputError if it does not fit."""
-    state.model.load_state_dict(read_weights(path / "weights.safetensors", state.model.state_dict()))
-    state.ema.load_state_dict(read_weights(path / "ema.safetensors", state.ema.state_dict()))
+    for name, model in state.weights.items():
+        model.load_state_dict(read_weights(path / name, model.state_dict()))
     try:
-        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(optimizer)
     except Exception as error:  # unpickling what is something else raises anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path / 'optimizer.pt'}: not the optimiser's state ({reason})") from None
+        raise InputError(f"{path / OPTIMIZER}: not the optimiser's state ({reason})") from None
     state.step, state.seen = saved["step"], saved["seen"]
+    state.skipped = state.skipped.new_tensor(saved["skipped"])
+    if state.loss_scale is not None:
+        state.loss_scale.restore(saved["loss_scale"])
 
 
 def _pickled(values: Any) -> bytes:
@@ -122,5 +186,5 @@ def _pickled(values: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.to("cpu", copy=True).contiguous() for name, value in module.state_dict().items()}

@@ -1,47 +1,18 @@
-"""The processes of one training: who they are, how they meet and how they agree."""
+"""The processes of one training: on which device each works, how they connect and how they agree."""
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from hkdpipe.manifests.errors import UsageError
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those of a training, as torchrun's environment tells it."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-def world_from_environment() -> World:
-    """RANK, WORLD_SIZE and LOCAL_RANK as torchrun sets them; one process where they are not set."""
-    try:
-        world = World(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
-    except ValueError:
-        world = World(rank=-1)
-    if not (0 <= world.rank < world.size and world.local_rank >= 0):
-        given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in _VARIABLES)
-        raise UsageError(
-            f"environment of torchrun: {given}; accepted: integers, RANK from 0 below WORLD_SIZE"
-        )
-    return world
-
-
-_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+from hkdpipe.manifests.errors import HkdpipeError, UsageError
+from hkdpipe.trainer.world import World, meeting_place
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -67,42 +38,65 @@ def choose_device(name: str, world: World) -> torch.device:
 
 @contextmanager
 def connected(world: World, device: torch.device) -> Iterator[None]:
-    """A process group around the body: gloo for CPUs, NCCL for GPUs; nothing for one process."""
+    """A process group around the body, nothing for one process: gloo for tensors on CPUs, NCCL on GPUs.
+
+    Raises HkdpipeError where the processes do not meet, or one of them is gone.
+    """
     if world.size == 1:
         yield
         return
-    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise UsageError(
-            f"environment of torchrun: WORLD_SIZE={world.size} without MASTER_ADDR and MASTER_PORT; "
-            "accepted: all that torchrun sets"
-        )
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    os.environ.update(meeting_place())
+    backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        backend, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(minutes=10)
-    )
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(
+            backend, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(minutes=10)
+        )
+    except RuntimeError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise HkdpipeError(
+            f"the {world.size} processes of this training did not meet at {address} ({_first_line(error)})"
+        ) from None
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def any_process(flag: bool, world: World, device: torch.device) -> bool:
-    """True on every process if it is true on one of them."""
+def any_process(flags: Sequence[bool], world: World) -> list[bool]:
+    """Each flag: true on every process if it is true on one of them. GPUs are not waited for."""
     if world.size == 1:
-        return flag
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return list(flags)
+    values = torch.tensor([float(flag) for flag in flags])
+    _all_reduce(values, dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
 
 
-def mean_over_processes(values: torch.Tensor, world: World) -> torch.Tensor:
-    """The mean of a tensor over the processes, on every process."""
+def average_over_processes(tensors: Sequence[Tensor], world: World) -> None:
+    """Replace the tensors by their means over the processes.
+
+    It is one sum over one buffer, laid out alike at every step: the order in which three or more numbers are
+    added depends on their place in it, and a training that is resumed must add as the undisturbed one did.
+    """
+    if world.size == 1:
+        return
+    together = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    _all_reduce(together, dist.ReduceOp.SUM)
+    together /= world.size
+    parts = together.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(
+        list(tensors), [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    )
+
+
+def copy_from_first(tensors: Sequence[Tensor], world: World) -> None:
+    """Give the tensors the first process's values."""
     if world.size > 1:
-        dist.all_reduce(values)
-        values = values / world.size
-    return values
+        with _one_line_if_a_process_is_gone():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
 
 def sum_over_processes(value: int, world: World, device: torch.device) -> int:
@@ -116,4 +110,24 @@ def sum_over_processes(value: int, world: World, device: torch.device) -> int:
 
 def barrier(world: World) -> None:
     if world.size > 1:
-        dist.barrier()
+        any_process([False], world)
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    with _one_line_if_a_process_is_gone():
+        dist.all_reduce(tensor, operation)
+
+
+@contextmanager
+def _one_line_if_a_process_is_gone() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise HkdpipeError(
+            f"another process of this training is gone, so this one ends too ({_first_line(error)}); the "
+            "same command goes on from the last checkpoint"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

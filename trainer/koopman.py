@@ -62,17 +62,20 @@ class KoopmanOperator(nn.Module):
         return alpha, beta
 
     def propagator(self, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary part of exp((alpha - i beta) dt), dt (N,): (N, C/2, H, W) each."""
+        """Real and imaginary part of exp((alpha - i beta) dt), dt (N,): (N, C/2, H, W) each.
+
+        In float32 or better, whatever the precision of the parameters.
+        """
         alpha, beta = self.eigenvalues()
-        dt = dt[:, None, None, None]
-        scale = torch.exp(alpha * dt)
-        angle = beta * dt
+        dt = dt.to(torch.promote_types(alpha.dtype, torch.float32))[:, None, None, None]
+        scale = torch.exp(alpha.to(dt.dtype) * dt)
+        angle = beta.to(dt.dtype) * dt
         return scale * torch.cos(angle), scale * torch.sin(angle)
 
     def forward(self, z: Tensor, dt: Tensor) -> Tensor:
         """exp(A dt) z for z (N, C, H, W) and dt (N,) or (1,); in float32 or better whatever the autocast."""
         with torch.autocast(z.device.type, enabled=False):
-            return evolved(z, *self.propagator(dt.to(self.alpha.dtype)))
+            return evolved(z, *self.propagator(dt))
 
 
 class FixedEvolution(nn.Module):
@@ -84,7 +87,7 @@ class FixedEvolution(nn.Module):
     def __init__(self, operator: KoopmanOperator, dt: Tensor) -> None:
         """`dt` (1,) is the only one that this can be asked for."""
         super().__init__()
-        cosine, sine = operator.propagator(dt.to(operator.alpha.dtype))
+        cosine, sine = operator.propagator(dt)
         self.register_buffer("cosine", cosine.detach().clone())
         self.register_buffer("sine", sine.detach().clone())
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +18,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from hkdpipe.manifests.errors import HkdpipeError, Interrupted, UsageError
 from hkdpipe.manifests.order import rank_slice
+from hkdpipe.trainer.background import Background
 from hkdpipe.trainer.checkpoint import (
     Model,
     TrainingState,
+    checkpoints,
     newest_checkpoint,
     restore,
     save_checkpoint,
+    snapshot,
 )
-from hkdpipe.trainer.distributed import World, any_process, barrier, mean_over_processes
+from hkdpipe.trainer.distributed import (
+    any_process,
+    average_over_processes,
+    barrier,
+    copy_from_first,
+)
+from hkdpipe.trainer.loss_scale import LossScale
+from hkdpipe.trainer.world import World
 
 Batch = Any
 ReadBatch = Callable[[int, int], Batch]
 """read_batch(start, stop): the samples at those positions of the endless sequence, ready for the loss."""
+Piece = tuple[float, Batch]
+"""Some of a process's part of a batch, and what share of the part it is."""
 Loss = Callable[[nn.Module, Batch, float], Mapping[str, Tensor]]
 """loss(model, batch, progress): scalar terms, means over the batch; 'loss' is the one to descend."""
 
@@ -47,8 +59,6 @@ class LoopSettings:
     """Samples in a step, over all processes."""
     schedule: str
     """'constant' or 'cosine' (to zero at the budget)."""
-    ema: float
-    """Decay per step, warmed up as min(ema, (1 + k) / (10 + k))."""
     gradient_clip: float
     checkpoint_every: int
     keep_checkpoints: int
@@ -56,27 +66,47 @@ class LoopSettings:
     """Batches read ahead, each in a thread; 0: read in the loop's own."""
     warmup: int = 0
     """Samples over which the learning rate rises."""
+    micro_batch: int = 0
+    """Samples that a process takes at once; 0: its whole part of a batch."""
+    autocast: torch.dtype | None = None
+    """Of the networks' arithmetic, if it is not that of the weights."""
+    compile: bool = False
+    """Whether torch.compile makes the model's forward and backward faster."""
+    checkpoint_minutes: float = 0.0
+    """Minutes between checkpoints; 0: by the samples alone."""
+    max_skipped: int = 50
+    """So many steps skipped in a row end the training."""
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop tells its caller; the last three only in the first process."""
+    """What the loop tells and asks its caller; all but the first only in the first process."""
 
     stop: Callable[[], bool]
     log: Callable[[int, dict[str, float]], None]
     """log(seen, values)"""
-    saved: Callable[[TrainingState[Any], Path], None]
-    warn: Callable[[str], None]
+    score: Callable[[TrainingState[Any]], float | None] = lambda state: None
+    """How good the state is that a checkpoint is made of, the lower the better; None: not measured."""
     check_owned: Callable[[], None] = lambda: None
     """Called before a checkpoint is put in place: raises where the folder is another process's now."""
 
 
-def new_state(model: Model, optimizer: torch.optim.Optimizer) -> TrainingState[Model]:
-    """The state before the first step; the average starts at the weights."""
-    ema = copy.deepcopy(model).eval().requires_grad_(False)
+def new_state(
+    model: Model, optimizer: torch.optim.Optimizer, ema: Sequence[float], scaled: bool = False
+) -> TrainingState[Model]:
+    """The state before the first step, with a fused optimiser; the averages start at the weights.
+
+    `ema` are their decays per step, warmed up as min(ema, (1 + k) / (10 + k)). With `scaled` there is a loss
+    scale, as half precision needs it.
+    """
+    averages = {decay: copy.deepcopy(model).eval().requires_grad_(False) for decay in ema}
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    return TrainingState(model, ema, optimizer)
+    device = next(model.parameters()).device
+    skipped = torch.zeros(2, dtype=torch.int64, device=device)
+    return TrainingState(
+        model, averages, optimizer, skipped, loss_scale=LossScale(device) if scaled else None
+    )
 
 
 def resume(
@@ -104,70 +134,121 @@ def fit(
     about: dict[str, Any],
     callbacks: Callbacks,
     world: World,
-    device: torch.device,
 ) -> None:
-    """Train until the budget is seen, from where `state` stands; the last act is a checkpoint.
+    """Train until the budget is seen, from where `state` stands; there are checkpoints of start and end.
 
-    Raises Interrupted after a checkpoint when asked to stop, HkdpipeError when the loss is not finite.
+    Raises Interrupted after a checkpoint when asked to stop, HkdpipeError when too many steps in a row have
+    no finite gradient.
     """
-    module: nn.Module = state.model.train()
-    if world.size > 1:
-        module = DistributedDataParallel(state.model)
-    saved_at = state.seen if state.step else -1
-    terms: Mapping[str, Tensor] = {}
+    state.model.train()
+    first_step = torch.tensor(state.step)
+    copy_from_first([first_step], world)
+    if state.step != first_step:
+        raise HkdpipeError(
+            f"{folder}: this process goes on from step {state.step}, the first from {first_step}"
+        )
+    for model in state.weights.values():
+        copy_from_first(list(model.state_dict().values()), world)
+    if settings.compile:
+        state.model.compile()
+    saved_at, saved_when = -1, time.monotonic()
+    with Background() as writer:
 
-    def save() -> None:
-        nonlocal saved_at
-        if saved_at != state.seen:
-            if world.first:
+        def save() -> None:
+            nonlocal saved_at, saved_when
+            if world.first and saved_at != state.seen:
+                writer.wait()
+                score = callbacks.score(state)
+                told = about if score is None else {**about, "score": score}
                 keep, check = settings.keep_checkpoints, callbacks.check_owned
-                callbacks.saved(state, save_checkpoint(folder, state, about, keep, check))
-            saved_at = state.seen
-        barrier(world)
+                writer.start(save_checkpoint, folder, snapshot(state), told, keep, check)
+            saved_at, saved_when = state.seen, time.monotonic()
 
-    for batch in prefetched(read_batch, state.seen, settings, world):
-        if any_process(callbacks.stop(), world, device):
-            if terms:
-                _finite(terms, world, state.seen, folder)
+        if state.step:
+            saved_at = state.seen
+        else:
             save()
-            raise Interrupted(
-                f"stopped after {state.seen:,} of {settings.budget:,} samples; the same command goes on"
-            )
-        terms = step(state, module, batch, loss, settings, min(1.0, state.seen / settings.budget))
-        due = state.seen // settings.checkpoint_every > max(saved_at, 0) // settings.checkpoint_every
-        done = state.seen >= settings.budget
-        if due or done or state.step % LOG_EVERY == 0:
-            values = _finite(terms, world, state.seen, folder)
-            if world.first:
-                learning_rate = state.optimizer.param_groups[0]["lr"]
-                callbacks.log(state.seen, {**values, "learning_rate": learning_rate})
-        if due or done:
-            save()
+            writer.wait()
+        terms: Mapping[str, Tensor] = {}
+        for pieces in prefetched(read_batch, state.seen, settings, world):
+            minutes = (time.monotonic() - saved_when) / 60
+            late = world.first and 0 < settings.checkpoint_minutes <= minutes
+            stop, late = any_process([callbacks.stop(), late], world)
+            if stop or late:
+                save()
+            if stop:
+                writer.wait()
+                barrier(world)
+                raise Interrupted(
+                    f"stopped after {state.seen:,} of {settings.budget:,} samples; the same command goes on"
+                )
+            progress = min(1.0, state.seen / settings.budget)
+            terms = step(state, pieces, loss, settings, progress, world)
+            due = state.seen // settings.checkpoint_every > saved_at // settings.checkpoint_every
+            done = state.seen >= settings.budget
+            if due or done or state.step % LOG_EVERY == 0:
+                values, skipped_in_a_row = _values(terms, state)
+                if skipped_in_a_row >= settings.max_skipped:
+                    writer.wait()
+                    raise HkdpipeError(
+                        f"loss or gradient were not finite in the last {skipped_in_a_row:.0f} steps, up to "
+                        f"{state.seen:,} samples; the last good checkpoint is {checkpoints(folder)[-1]}"
+                    )
+                if world.first:
+                    callbacks.log(state.seen, values)
+            if due or done:
+                save()
+            writer.check()
+        writer.wait()
+        barrier(world)
 
 
 def step(
     state: TrainingState[Any],
-    module: nn.Module,
-    batch: Batch,
+    pieces: Sequence[Piece],
     loss: Loss,
     settings: LoopSettings,
     progress: float,
+    world: World,
 ) -> Mapping[str, Tensor]:
-    """One optimiser step; `module` is the state's model, wrapped or not. Returns the terms of the loss."""
+    """One step on this process's part of a batch. Returns the terms of the loss of the whole batch.
+
+    Where the loss or the gradient is not finite, weights and optimiser stay as they are. All processes see
+    the same averages, so they need not agree on it; and the optimiser is told on the device, without a wait.
+    """
     risen = min(1.0, (state.seen + settings.batch_size) / settings.warmup) if settings.warmup else 1.0
     factor = learning_rate_factor(settings.schedule, progress) * risen
     for group in state.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     state.optimizer.zero_grad(set_to_none=True)
-    terms = loss(module, batch, progress)
-    terms["loss"].backward()
+    scale = 1.0 if state.loss_scale is None else state.loss_scale.value
+    device = state.skipped.device.type
+    terms: dict[str, Tensor] = {}
+    for share, batch in pieces:
+        with torch.autocast(device, settings.autocast, enabled=settings.autocast is not None):
+            of_piece = loss(state.model, batch, progress)
+        (of_piece["loss"] * share * scale).backward()
+        for name, value in of_piece.items():
+            terms[name] = share * value.detach() + terms.get(name, 0.0)
+    parameters = [value for value in state.model.parameters() if value.grad is not None]
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    average_over_processes([*gradients, *terms.values()], world)
+    if state.loss_scale is not None:
+        torch._foreach_div_(gradients, state.loss_scale.value)
+    norm = nn.utils.get_total_norm(gradients)
     if settings.gradient_clip:
-        nn.utils.clip_grad_norm_(state.model.parameters(), settings.gradient_clip)
+        nn.utils.clip_grads_with_norm_(parameters, settings.gradient_clip, norm)
+    spoilt = ~(norm + terms["loss"]).isfinite()
+    state.optimizer.found_inf = spoilt.float()  # type: ignore[attr-defined]
     state.optimizer.step()
-    update_average(state.ema, state.model, average_decay(settings.ema, state.step))
+    state.skipped = torch.stack([state.skipped[0] + spoilt, (state.skipped[1] + 1) * spoilt])
+    if state.loss_scale is not None:
+        state.loss_scale.update(spoilt)
+    for decay, average in state.averages.items():
+        update_average(average, state.model, average_decay(decay, state.step))
     state.step += 1
     state.seen += settings.batch_size
-    return {name: value.detach() for name, value in terms.items()}
+    return terms
 
 
 def learning_rate_factor(schedule: str, progress: float) -> float:
@@ -188,32 +269,37 @@ def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
         average.copy_(buffer)
 
 
-def prefetched(read_batch: ReadBatch, seen: int, settings: LoopSettings, world: World) -> Iterator[Batch]:
+def prefetched(
+    read_batch: ReadBatch, seen: int, settings: LoopSettings, world: World
+) -> Iterator[list[Piece]]:
     """This process's part of every global batch up to the budget, in order, read ahead by the workers.
 
     What fails while it is read ahead is raised in its turn.
     """
+
+    def read(start: int) -> list[Piece]:
+        first, stop = rank_slice(start, settings.batch_size, world.rank, world.size)
+        size = settings.micro_batch or stop - first
+        edges = [(edge, min(edge + size, stop)) for edge in range(first, stop, size)]
+        return [((end - edge) / (stop - first), read_batch(edge, end)) for edge, end in edges]
+
     starts = range(seen, settings.budget, settings.batch_size)
-    parts = (rank_slice(start, settings.batch_size, world.rank, world.size) for start in starts)
     if not settings.workers:
-        yield from (read_batch(*part) for part in parts)
+        yield from map(read, starts)
         return
     with ThreadPoolExecutor(settings.workers, thread_name_prefix="read") as readers:
-        ahead: deque[Future[Batch]] = deque()
-        for part in parts:
-            ahead.append(readers.submit(read_batch, *part))
+        ahead: deque[Future[list[Piece]]] = deque()
+        for start in starts:
+            ahead.append(readers.submit(read, start))
             if len(ahead) > settings.workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _finite(terms: Mapping[str, Tensor], world: World, seen: int, folder: Path) -> dict[str, float]:
-    """The means of the terms over the processes. Raises HkdpipeError if one is not finite."""
-    stacked = torch.stack([value.float() for value in terms.values()])
-    values = dict(zip(terms, mean_over_processes(stacked, world).tolist(), strict=True))
-    if not all(map(math.isfinite, values.values())):
-        raise HkdpipeError(
-            f"the loss is not finite after {seen:,} samples; the last good checkpoint is kept in {folder}"
-        )
-    return values
+def _values(terms: Mapping[str, Tensor], state: TrainingState[Any]) -> tuple[dict[str, float], float]:
+    """What is logged of a step, and how many steps in a row were skipped, read from the device at once."""
+    read = torch.stack([*(value.double() for value in terms.values()), *state.skipped.double()]).tolist()
+    *values, skipped, in_a_row = read
+    rate = state.optimizer.param_groups[0]["lr"]
+    return {**dict(zip(terms, values, strict=True)), "skipped": skipped, "learning_rate": rate}, in_a_row

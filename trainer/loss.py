@@ -59,6 +59,11 @@ def shares(batch: Batch, training: TrainingSettings) -> Tensor:
     return (time_weights(batch.numbers, training.between_weight) / len(batch.numbers)).flatten()
 
 
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """Of (N,) and (N,). A dot product is what autocast would compute in its low precision."""
+    return (values * weights).sum()
+
+
 def distillation_loss(
     model: nn.Module, batch: Batch, distance: Distance | None, training: TrainingSettings, progress: float
 ) -> dict[str, Tensor]:
@@ -83,13 +88,14 @@ def image_terms(
 ) -> dict[str, Tensor]:
     """'loss', which is d, and its parts 'mse' and 'perceptual', unweighted.
 
-    images and ends (N, C, H, W); share (N,) is what each adds to the sums.
+    images and ends (N, C, H, W); share (N,) is what each adds to the sums, which are in float32 or better.
     """
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
     share = share.to(images)
-    mse = ((images - ends.to(images)) ** 2).mean(dim=(1, 2, 3)) @ share
+    mse = weighted_sum(((images - ends.to(images)) ** 2).mean(dim=(1, 2, 3)), share)
     loss = training.mse_weight * mse_decay(progress, training.mse_decades) * mse
     terms = {"mse": mse}
     if distance is not None:
-        terms["perceptual"] = distance(images, ends).to(share) @ share
+        terms["perceptual"] = weighted_sum(distance(images, ends).to(share), share)
         loss = loss + training.perceptual_weight * terms["perceptual"]
     return {"loss": loss, **terms}

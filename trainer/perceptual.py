@@ -70,8 +70,9 @@ def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
     LPIPS (arXiv 1801.03924, equation 1) with all weights one. Features (N, C, H, W) a layer.
     """
+    exact = torch.promote_types(a[0].dtype, torch.float32)
     distances = [
-        (_unit(one) - _unit(other)).square().sum(dim=1).mean(dim=(1, 2))
+        (_unit(one.to(exact)) - _unit(other.to(exact))).square().sum(dim=1).mean(dim=(1, 2))
         for one, other in zip(a, b, strict=True)
     ]
     return torch.stack(distances).sum(dim=0)
@@ -119,8 +120,13 @@ def _lpips(name: str, file: Path, device: torch.device, size: int) -> Distance:
     network.eval().requires_grad_(False).to(device)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
-        result: Tensor = network(_fit(a, size), _fit(b, size))
-        return result.flatten()
+        features = [network.net(network.scaling_layer(_fit(images, size))) for images in (a, b)]
+        with torch.autocast(device.type, enabled=False):
+            differences = [
+                linear((_unit(one.float()) - _unit(other.float())).square()).mean(dim=(1, 2, 3))
+                for linear, one, other in zip(network.lins, *features, strict=True)
+            ]
+        return torch.stack(differences).sum(dim=0)
 
     return distance
 

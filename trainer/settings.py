@@ -67,11 +67,19 @@ class TrainingSettings:
         choices=("decoupled", "coupled"),
     )
     gradient_clip: float = setting(0.0, "largest norm of the gradient; 0: unbounded (paper)", minimum=0.0)
-    ema: float = setting(
-        0.9999,
-        "decay per step of the averaged weights, with the usual warm-up min(ema, (1 + k)/(10 + k))",
+    ema: tuple[float, ...] = setting(
+        (0.9999,),
+        "decay per step of each average of the weights, with the usual warm-up min(ema, (1 + k)/(10 + k)); "
+        "the first is the one that is evaluated unless evaluation.weights says otherwise",
         minimum=0.0,
         maximum=1.0,
+        single=True,
+    )
+    init_from: str = setting(
+        "",
+        "checkpoint (its last weights) or export of the same method and network to start from instead of the "
+        "teacher; what counts is what it holds, not where it is; '': none",
+        kind="operational",
     )
     seed: int = setting(0, "seed of the reading order and of the times", minimum=0, maximum=MAX_SEED)
     order: str = setting(
@@ -105,13 +113,43 @@ class TrainingSettings:
     )
     precision: str = setting(
         "float32",
-        "arithmetic of networks and weights; float64 serves parity checks",
-        choices=("float32", "float64"),
+        "arithmetic: of networks and weights 'float32', or 'float64' for parity checks; 'bf16' and 'fp16' of "
+        "the networks alone, by autocast: weights, optimiser, sums of the loss and evolution stay in float32",
+        choices=("float32", "float64", "bf16", "fp16"),
+    )
+    micro_batch: int = setting(
+        0,
+        "trajectories that a process takes at once, adding up the gradients of a step; 0: its whole share",
+        minimum=0,
+        kind="operational",
+    )
+    channels_last: bool = setting(
+        False, "keep images and weights with their channels last, as GPUs like them", kind="operational"
+    )
+    compile: bool = setting(
+        False, "let torch.compile make the step faster; its start takes minutes", kind="operational"
+    )
+    recompute: bool = setting(
+        False,
+        "activation checkpointing: compute what is within a block of the networks once more in the backward "
+        "pass, instead of keeping it in memory",
+        kind="operational",
     )
     checkpoint_every: int = setting(
         100_000, "trajectories between checkpoints", minimum=1, kind="operational"
     )
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1, kind="operational")
+    checkpoint_minutes: float = setting(
+        15.0, "minutes between checkpoints, if that is sooner; 0: any", minimum=0.0, kind="operational"
+    )
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints kept, beside the best", minimum=1, kind="operational"
+    )
+    max_skipped: int = setting(
+        50,
+        "steps in a row without a finite loss and gradient, which are skipped, that end the training",
+        minimum=1,
+        kind="operational",
+    )
     workers: int = setting(
         2,
         "batches that a process reads ahead, each in a thread; 0: read between the steps",

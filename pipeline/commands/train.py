@@ -32,6 +32,7 @@ from hkdpipe.pipeline.work import working
     help="Archive to learn from, if not the run's own: a folder, or a URL such as s3://bucket/archive.",
 )
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write, instead of a run directory.")
+@click.option("--init-from", metavar="MODEL", help="Checkpoint or export to start from: training.init_from.")
 @click.option("--method", metavar="METHOD", help="hkd, kd or kdm: training.method.")
 @configuration_options
 @work_options
@@ -40,6 +41,7 @@ def command(
     teacher: str | None,
     archive: Path | str | None,
     out: Path | None,
+    init_from: str | None,
     method: str | None,
     device: str,
     quiet: bool,
@@ -61,6 +63,7 @@ def command(
     if given.run_dir is None:
         place("--archive", archive, None)
     given = given.override("teacher.source", teacher).override("training.method", method)
+    given = given.override("training.init_from", init_from)
     with opened(given, first=first_process()) as (run, config), working(device, quiet) as work:
         archive = place("--archive", archive, run.trajectories if run else None)
         folder = place("--out", out, run.training if run else None)

@@ -14,9 +14,9 @@ from hkdpipe.manifests.files import read_json
 from hkdpipe.stages.evaluate import evaluate
 from hkdpipe.stages.generate import generate
 from hkdpipe.stages.train import train
-from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.sampler import sigma_schedule
+from hkdpipe.trainer.world import World
 
 
 @pytest.mark.parametrize("store_steps", [(0, 5, 6), (0, 2, 6), (0, 6)])

@@ -164,7 +164,7 @@ CASES = {
     "not a number": Case(
         "config --set training.ema=nan",
         2,
-        r"training\.ema: got NaN; accepted: a number, at least 0, at most 1",
+        r"training\.ema: got NaN; accepted: a number or a list, each a number, at least 0, at most 1",
     ),
     "no choice": Case(
         "config --set generation.format=hdf5",
@@ -425,10 +425,16 @@ CASES = {
         r"training/checkpoints: every checkpoint is damaged; .*",
         lambda: flip(*checkpoint_files())(),
     ),
+    "checkpoints that are gone": Case(
+        TRAIN.replace("new", "training"),
+        3,
+        r"training/checkpoints: no checkpoint, though training/metrics\.csv says .*; put one back, or .*",
+        lambda: shutil.rmtree("training/checkpoints"),
+    ),
     "metrics of something else": Case(
         TRAIN,
         3,
-        r"new/metrics\.csv: not the metrics of a training; .*",
+        r"new/checkpoints: no checkpoint, though new/metrics\.csv says .*",
         write("new/metrics.csv", "name,nfe\na,1\n"),
     ),
     "a batch for two": Case(

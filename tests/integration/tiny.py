@@ -17,7 +17,6 @@ from hkdpipe.stages.reporting import Silent
 from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
 from hkdpipe.stages.train import train
 from hkdpipe.stages.train_teacher import train_teacher
-from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import (
     KdmSettings,
@@ -27,6 +26,7 @@ from hkdpipe.trainer.settings import (
     TrainingSettings,
 )
 from hkdpipe.trainer.teacher import save_teacher
+from hkdpipe.trainer.world import World
 
 ARCHITECTURE = Architecture(
     img_resolution=8,
@@ -45,7 +45,7 @@ TRAINING = TrainingSettings(
     perceptual="digits",
     schedule="cosine",
     gradient_clip=10.0,
-    ema=0.9,
+    ema=(0.9,),
     checkpoint_every=12,
 )
 KOOPMAN = KoopmanSettings(learning_rate_factor=2.0)

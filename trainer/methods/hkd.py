@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.trainer.koopman import FixedEvolution, KoopmanOperator, evolution_time
-from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares
+from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares, weighted_sum
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet, noise_label
 from hkdpipe.trainer.perceptual import Distance
@@ -130,7 +130,8 @@ class HKD(Student):
         terms = image_terms(images, for_each_time(batch.ends), share, distance, training, progress)
         with torch.no_grad():
             end = self.observe(last.states.flatten(0, 1), last.sigmas.flatten(), batch.labels)
-        terms["latent"] = latent_error(z, [for_each_time(target) for target in end]) @ share.to(images)
+        errors = latent_error(z, [for_each_time(target) for target in end])
+        terms["latent"] = weighted_sum(errors, share.to(errors))
         terms["loss"] = terms["loss"] + training.latent_weight * terms["latent"]
         return terms
 

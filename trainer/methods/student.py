@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -27,9 +27,8 @@ from hkdpipe.trainer.settings import MethodSettings, TrainingSettings
 from hkdpipe.trainer.teacher import read_weights
 
 FORMAT = "hkdpipe-model"
-_WEIGHTS = {"ema": "ema", "raw": "weights"}  # file names in a checkpoint
-
-Weights = Literal["ema", "raw"]
+Weights = str
+"""'raw', 'ema' or 'ema-DECAY': the weights of a checkpoint, its main average or another."""
 
 
 class Student(nn.Module):
@@ -104,8 +103,8 @@ class Student(nn.Module):
     ) -> dict[str, Tensor]:
         """Scalar terms, means over the batch; 'loss' is the one to descend.
 
-        What needs a gradient is computed by calling `module`, which is this student, or what wraps it to
-        average the gradients of several processes; here it predicts as `predict` does.
+        What needs a gradient is computed by calling `module`, which is this student, or it compiled; here it
+        predicts as `predict` does.
         """
         return distillation_loss(module, batch, distance, training, progress)
 
@@ -221,8 +220,13 @@ def saved_model(folder: Path, weights: Weights) -> SavedModel:
             raise InputError(f"{weights_file}: damaged (its checksum is not the one in config.json)")
         return SavedModel(config, described, weights_file)
     if (folder / "state.json").is_file():
-        config = read_state(folder).get("model")
-        return SavedModel(config, folder / "state.json", folder / f"{_WEIGHTS[weights]}.safetensors")
+        state = read_state(folder)
+        names = {Path(name).stem for name in state["sha256"] if name.endswith(".safetensors")}
+        known = sorted("raw" if name == "weights" else name for name in names)
+        if weights not in known:
+            raise UsageError(f"evaluation.weights: got '{weights}'; {folder} has {', '.join(known)}")
+        file = f"{'weights' if weights == 'raw' else weights}.safetensors"
+        return SavedModel(state.get("model"), folder / "state.json", folder / file)
     raise InputError(
         f"{folder}: no such model; accepted: a checkpoint, or an export (a folder with config.json)"
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def _weight(shape: Sequence[int], fan_in: int, fan_out: int, scale: float) -> nn.Parameter:
@@ -142,6 +143,8 @@ class UNetBlock(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.num_heads = in_channels, out_channels, num_heads
         self.dropout, self.skip_scale, self.adaptive_scale = dropout, skip_scale, adaptive_scale
+        self.recompute = False
+        """In the backward pass, instead of keeping what lies between input and output until then."""
         self.norm0 = GroupNorm(in_channels, eps)
         self.conv0 = Conv2d(in_channels, out_channels, 3, up, down, resample_filter)
         self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
@@ -157,6 +160,12 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, init_scale=1e-5)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self._forward, x, emb, use_reentrant=False)
+            return result
+        return self._forward(x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         hidden = self.conv0(F.silu(self.norm0(x)))
         condition = self.affine(emb)[:, :, None, None].to(x.dtype)
         if self.adaptive_scale:

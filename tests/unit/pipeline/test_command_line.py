@@ -296,7 +296,7 @@ def test_other_processes_of_a_training_neither_own_nor_speak(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     world = SimpleNamespace(first=False, size=2, rank=1)
-    monkeypatch.setattr(sys.modules["hkdpipe.trainer.distributed"], "world_from_environment", lambda: world)
+    monkeypatch.setattr(sys.modules["hkdpipe.trainer.world"], "world_from_environment", lambda: world)
     Path("x").mkdir()
     with owning(Path("x"), "x"):
         ran = hkdpipe("train", "--run-dir", "x", "--json")

@@ -27,7 +27,8 @@ def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
             return field.default[:1] or tuple(others[:1])
         return others[0] if others else field.default
     if isinstance(field.default, tuple):
-        return (*field.default, "a path" if str in typing.get_args(hint) else 3)
+        number = field.metadata["maximum"] or 3
+        return (*field.default, "a path" if str in typing.get_args(hint) else number)
     if hint is str:
         return 'a "quoted" \\ path é'
     if hint is bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.archive import Archive
-from hkdpipe.stages.train import new_optimizer, new_student
+from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.stages.train import new_optimizer, new_student, training_identity
+from hkdpipe.trainer.checkpoint import TrainingState, save_checkpoint, snapshot
+from hkdpipe.trainer.loop import new_state
+from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.settings import KdmSettings, TrainingSettings
+from hkdpipe.trainer.settings import KdmSettings, KoopmanSettings, TrainingSettings
 from hkdpipe.trainer.teacher import Teacher
 
 LEARNING_RATE, DECAY = 0.01, 0.3
@@ -79,3 +84,46 @@ def test_weights_that_are_not_the_teachers_are_a_function_of_the_seed() -> None:
     assert all(torch.equal(value, again[name]) for name, value in one.items())
     for name in ("noise_encoder.unet.enc.4x4_conv.weight", "map.left", "map.phase"):
         assert not torch.equal(one[name], other[name])
+
+
+def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    """Its last ones; they are part of the training's identity, their place is not."""
+    arch = Architecture(img_resolution=4, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1)
+    teacher = Teacher(PreconditionedUNet(arch), "a teacher")
+    schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    plan = SimpleNamespace(schedule=schedule, identity_values=dict)
+    archive = cast(Archive, SimpleNamespace(plan=plan))
+
+    def begin(training: TrainingSettings) -> TrainingState[Student]:
+        return new_student(teacher, archive, training, KoopmanSettings(), torch.device("cpu"))
+
+    def save(name: str, model: Student) -> str:
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        state = snapshot(new_state(model, optimizer, [0.9]))
+        return str(save_checkpoint(tmp_path / name, state, {"model": model.config()}, 1))
+
+    first = begin(TrainingSettings()).model
+    for value in first.parameters():
+        nn.init.normal_(value)
+    first.save(tmp_path / "export", {})
+    places = [save("here", first), save("there", first), str(tmp_path / "export")]
+    for place in places:
+        state = begin(TrainingSettings(init_from=place))
+        for model in (state.model, state.ema):
+            assert all(
+                torch.equal(value, model.state_dict()[key]) for key, value in first.state_dict().items()
+            )
+    nn.init.normal_(next(first.parameters()))
+    places.append(save("other", first))
+    identities = [
+        training_identity(archive, TrainingSettings(init_from=place), KoopmanSettings())
+        for place in ["", *places]
+    ]
+    assert identities[1] == identities[2]
+    assert identities[3] == identities[1]
+    assert len(set(identities)) == 3
+    changed = KoopmanSettings(time="log")
+    with pytest.raises(UsageError, match=r"training\.init_from: .* has another method, network or settings"):
+        new_student(teacher, archive, TrainingSettings(init_from=places[0]), changed, torch.device("cpu"))
+    with pytest.raises(InputError, match="nowhere: no such model"):
+        begin(TrainingSettings(init_from=str(tmp_path / "nowhere")))

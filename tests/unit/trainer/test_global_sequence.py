@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.order import Blocks, training_indices
-from hkdpipe.trainer.distributed import World
 from hkdpipe.trainer.loop import LoopSettings, prefetched
+from hkdpipe.trainer.world import World
 
 # Three epochs of 64 trajectories: batches of 24 lie across them, and across blocks.
 SEED, FIRST, COUNT, EPOCHS = 3, 6, 70, 3
@@ -22,7 +22,6 @@ SETTINGS = LoopSettings(
     budget=EPOCHS * (COUNT - FIRST),
     batch_size=24,
     schedule="constant",
-    ema=0.9,
     gradient_clip=0.0,
     checkpoint_every=24,
     keep_checkpoints=1,
@@ -46,7 +45,7 @@ def batches(
     parts = []
     for rank in range(world_size):
         reading = prefetched(read_batch, seen, settings, World(rank, world_size))
-        parts.append(list(itertools.islice(reading, count)))
+        parts.append([batch for [(_, batch)] in itertools.islice(reading, count)])
         reading.close()  # type: ignore[attr-defined]
     return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
@@ -82,7 +81,7 @@ def test_what_cannot_be_read_is_raised_at_its_batch(workers: int) -> None:
         return start
 
     reading = prefetched(read_batch, 0, dataclasses.replace(SETTINGS, workers=workers), World())
-    assert [next(reading), next(reading), next(reading)] == [0, 24, 48]
+    assert [next(reading) for _ in range(3)] == [[(1.0, 0)], [(1.0, 24)], [(1.0, 48)]]
     with pytest.raises(InputError, match="a shard is damaged"):
         next(reading)
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.trainer.checkpoint import save_checkpoint
+from hkdpipe.trainer.checkpoint import save_checkpoint, snapshot
 from hkdpipe.trainer.loop import new_state
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
@@ -296,14 +296,18 @@ def test_export_is_read_back_bit_for_bit(tmp_path: Path, student: HKD) -> None:
     assert json.loads((tmp_path / "export/config.json").read_text())["about"] == {"note": "a test"}
 
 
-@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("weights", ["ema", "ema-0.5", "raw"])
 def test_checkpoint_is_read_back_bit_for_bit(
-    tmp_path: Path, student: HKD, randomise: Randomise, weights: Literal["ema", "raw"]
+    tmp_path: Path, student: HKD, randomise: Randomise, weights: str
 ) -> None:
-    state = new_state(student, torch.optim.SGD(student.parameters(), lr=0.1))
-    randomise(state.ema)
-    path = save_checkpoint(tmp_path, state, {"model": student.config()}, keep=1)
-    assert_same(HKD.from_pretrained(path, weights=weights), state.ema if weights == "ema" else student)
+    state = new_state(student, torch.optim.SGD(student.parameters(), lr=0.1), [0.9, 0.5])
+    for average in state.averages.values():
+        randomise(average)
+    path = save_checkpoint(tmp_path, snapshot(state), {"model": student.config()}, keep=1)
+    expected = {"ema": state.averages[0.9], "ema-0.5": state.averages[0.5], "raw": student}
+    assert_same(HKD.from_pretrained(path, weights=weights), expected[weights])
+    with pytest.raises(UsageError, match=r"weights: got 'ema-0\.7'; .* has ema, ema-0\.5, raw$"):
+        HKD.from_pretrained(path, weights="ema-0.7")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,8 @@ def test_wrong_configuration_names_its_file(
         (folder / place).write_text(json.dumps(changed))
     else:
         optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-        folder = save_checkpoint(tmp_path, new_state(student, optimizer), {"model": changed}, keep=1)
+        taken = snapshot(new_state(student, optimizer, [0.9]))
+        folder = save_checkpoint(tmp_path, taken, {"model": changed}, keep=1)
     with pytest.raises(InputError) as raised:
         HKD.from_pretrained(folder)
     assert str(raised.value).startswith(f"{folder / place}: not the configuration of a model of method 'hkd'")

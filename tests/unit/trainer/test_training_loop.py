@@ -1,21 +1,37 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import errno
+import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import HkdpipeError, InputError, Interrupted, InUseError, UsageError
 from hkdpipe.manifests.files import sha256_file
-from hkdpipe.trainer.checkpoint import TrainingState, checkpoints, read_state, save_checkpoint
-from hkdpipe.trainer.distributed import World, choose_device, world_from_environment
+from hkdpipe.trainer import loop, loss_scale
+from hkdpipe.trainer.checkpoint import (
+    Snapshot,
+    TrainingState,
+    best_checkpoint,
+    checkpoints,
+    read_state,
+    save_checkpoint,
+)
+from hkdpipe.trainer.checkpoint import snapshot as copied
+from hkdpipe.trainer.distributed import choose_device
 from hkdpipe.trainer.loop import (
     Callbacks,
     LoopSettings,
@@ -28,15 +44,18 @@ from hkdpipe.trainer.loop import (
     resume,
     step,
 )
+from hkdpipe.trainer.loss import Batch, mse_decay
+from hkdpipe.trainer.loss_scale import LossScale
 from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.networks.layers import Conv2d
 from hkdpipe.trainer.settings import TrainingSettings
+from hkdpipe.trainer.world import World
 
 State = TrainingState[nn.Module]
 SETTINGS = LoopSettings(
     budget=36,
     batch_size=4,
     schedule="cosine",
-    ema=0.8,
     gradient_clip=0.5,
     checkpoint_every=12,
     keep_checkpoints=2,
@@ -45,7 +64,7 @@ SETTINGS = LoopSettings(
 CPU = torch.device("cpu")
 
 
-def start(seed: int = 0) -> State:
+def start(seed: int = 0, ema: Sequence[float] = (0.8,)) -> State:
     """A network with parameters and buffers, before its first step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.SiLU(), nn.Linear(5, 2))
@@ -53,7 +72,7 @@ def start(seed: int = 0) -> State:
         {"params": [*model[0].parameters(), *model[1].parameters()], "lr": 0.05, "weight_decay": 0.1},
         {"params": list(model[3].parameters()), "lr": 0.2, "weight_decay": 0.0},
     ]
-    return new_state(model, torch.optim.AdamW(groups, fused=True))
+    return new_state(model, torch.optim.AdamW(groups, fused=True), ema)
 
 
 def read_batch(first: int, stop: int) -> Tensor:
@@ -76,22 +95,23 @@ class Notes:
     """Callbacks that note what they are told, and ask to stop before step `after` of a run."""
 
     after: float = math.inf
+    scores: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """By step."""
     logged: list[tuple[int, dict[str, float]]] = dataclasses.field(default_factory=list)
-    saved: list[Path] = dataclasses.field(default_factory=list)
-    warned: list[str] = dataclasses.field(default_factory=list)
+    saved: list[int] = dataclasses.field(default_factory=list)
+    """The steps of the checkpoints made."""
     asked: int = 0
 
     def stop(self) -> bool:
         self.asked += 1
         return self.asked > self.after
 
+    def score(self, state: State) -> float | None:
+        self.saved.append(state.step)
+        return self.scores.get(state.step)
+
     def callbacks(self) -> Callbacks:
-        return Callbacks(
-            self.stop,
-            lambda seen, values: self.logged.append((seen, values)),
-            lambda state, path: self.saved.append(path),
-            self.warned.append,
-        )
+        return Callbacks(self.stop, lambda seen, values: self.logged.append((seen, values)), self.score)
 
 
 def run(
@@ -103,7 +123,7 @@ def run(
 ) -> Notes:
     notes = notes or Notes()
     settings = dataclasses.replace(SETTINGS, **changes)
-    fit(state, read, loss, settings, folder, {"identity": "same", "note": 1}, notes.callbacks(), World(), CPU)
+    fit(state, read, loss, settings, folder, {"identity": "same", "note": 1}, notes.callbacks(), World())
     return notes
 
 
@@ -156,25 +176,26 @@ def test_stopping_saves_a_checkpoint(tmp_path: Path, stop_after: int) -> None:
         "version": 1,
         "step": stop_after,
         "seen": 4 * stop_after,
+        "skipped": [0, 0],
         "sha256": {},
         "identity": "same",
         "note": 1,
     }
-    assert notes.saved[-1] == newest
+    assert notes.saved[-1] == stop_after
 
 
 def test_checkpoints_are_made_when_due_and_the_newest_kept(tmp_path: Path) -> None:
     notes = run(tmp_path, start())
-    assert [path.name for path in notes.saved] == [f"step-{n:08d}" for n in (3, 6, 9)]
+    assert notes.saved == [0, 3, 6, 9]
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{n:08d}" for n in (6, 9)]
     assert [seen for seen, _ in notes.logged] == [12, 24, 36]
-    assert set(notes.logged[0][1]) == {"loss", "mse", "learning_rate"}
+    assert set(notes.logged[0][1]) == {"loss", "mse", "skipped", "learning_rate"}
 
 
 def test_reports_every_twenty_steps_and_at_the_end(tmp_path: Path) -> None:
     notes = run(tmp_path, start(), budget=4 * 45, checkpoint_every=1000)
     assert [seen for seen, _ in notes.logged] == [80, 160, 180]
-    assert [path.name for path in notes.saved] == ["step-00000045"]
+    assert notes.saved == [0, 45]
 
 
 def test_a_finished_training_does_nothing(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
@@ -191,7 +212,7 @@ def test_average_follows_its_recursion(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in state.ema.parameters())
     weights = [parameter.detach().numpy().astype(np.float64) for parameter in state.model.parameters()]
     for k in range(60):
-        step(state, state.model, read_batch(4 * k, 4 * k + 4), loss, SETTINGS, 0.0)
+        step(state, [(1.0, read_batch(4 * k, 4 * k + 4))], loss, SETTINGS, 0.0, World())
         decay = min(0.8, (1 + k) / (10 + k))
         new = [parameter.detach().numpy().astype(np.float64) for parameter in state.model.parameters()]
         weights = [decay * old + (1 - decay) * value for old, value in zip(weights, new, strict=True)]
@@ -203,11 +224,11 @@ def test_average_follows_its_recursion(tmp_path: Path) -> None:
 def test_average_of_a_constant_decay_in_closed_form() -> None:
     """Weights moved by 1 a step: ema = k - d (1 - d^k) / (1 - d) above the first, d = 0.1 from the start."""
     model = nn.Linear(1, 1, bias=False)
-    state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0, fused=True), [0.1])
     first = model.weight.item()
-    settings = dataclasses.replace(SETTINGS, ema=0.1, schedule="constant", gradient_clip=0.0)
+    settings = dataclasses.replace(SETTINGS, schedule="constant", gradient_clip=0.0)
     for _ in range(7):
-        step(state, model, None, pull(torch.tensor([[-1.0]])), settings, 0.0)
+        step(state, [(1.0, None)], pull(torch.tensor([[-1.0]])), settings, 0.0, World())
     moved = 7 - 0.1 * (1 - 0.1**7) / 0.9
     assert model.weight.item() == pytest.approx(first + 7)
     assert next(state.ema.parameters()).item() == pytest.approx(first + moved, rel=1e-6)
@@ -236,7 +257,7 @@ def test_learning_rates_of_every_group_follow_the_schedule(tmp_path: Path, sched
         return loss(model, batch, progress)
 
     settings = dataclasses.replace(SETTINGS, schedule=schedule)
-    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World(), CPU)
+    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World())
     factors = [1.0] * 9 if schedule == "constant" else [math.cos(math.pi * k / 18) ** 2 for k in range(9)]
     np.testing.assert_allclose(rates, [[0.05 * factor, 0.2 * factor] for factor in factors], rtol=1e-12)
 
@@ -250,7 +271,7 @@ def test_learning_rate_rises_over_the_warm_up(tmp_path: Path) -> None:
         return loss(model, batch, progress)
 
     settings = dataclasses.replace(SETTINGS, warmup=18)
-    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World(), CPU)
+    fit(state, read_batch, noting, settings, tmp_path, {}, Notes().callbacks(), World())
     risen = [4 / 18, 8 / 18, 12 / 18, 16 / 18, 1, 1, 1, 1, 1]
     cosine = [math.cos(math.pi * k / 18) ** 2 for k in range(9)]
     np.testing.assert_allclose(rates, 0.2 * np.multiply(risen, cosine), rtol=1e-12)
@@ -259,18 +280,21 @@ def test_learning_rate_rises_over_the_warm_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("clip", "norm"), [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])
 def test_gradient_is_clipped_to_its_largest_norm(clip: float, norm: float) -> None:
     model = nn.Linear(2, 1, bias=False)
-    state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0, fused=True), [0.1])
     before = model.weight.detach().clone()
     settings = dataclasses.replace(SETTINGS, gradient_clip=clip, schedule="constant")
     slope = torch.tensor([[3.0, 4.0]])
-    step(state, model, None, pull(slope), settings, 0.0)
+    step(state, [(1.0, None)], pull(slope), settings, 0.0, World())
     torch.testing.assert_close(before - model.weight, slope * norm / 5, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_processes_divide_every_global_batch(size: int) -> None:
     def parts(rank: int) -> list[tuple[int, int]]:
-        return list(prefetched(lambda first, stop: (first, stop), 8, SETTINGS, World(rank, size)))
+        return [
+            batch
+            for [(_, batch)] in prefetched(lambda first, stop: (first, stop), 8, SETTINGS, World(rank, size))
+        ]
 
     of_ranks = [parts(rank) for rank in range(size)]
     for batch, pieces in enumerate(zip(*of_ranks, strict=True)):
@@ -296,24 +320,245 @@ def test_an_error_while_reading_ends_the_training(tmp_path: Path) -> None:
     assert state.step <= 2
 
 
-@pytest.mark.parametrize("stop_after", [math.inf, 5])
-def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_checkpoint(
-    tmp_path: Path, stop_after: float
+def spoilt(*batches: int) -> Callable[[int, int], Tensor]:
+    """Samples that are not finite in the batches of these numbers."""
+    return lambda first, stop: read_batch(first, stop) * (math.nan if first // 4 in batches else 1)
+
+
+def test_a_step_whose_loss_is_not_finite_changes_neither_weights_nor_optimiser() -> None:
+    state = start()
+    state.model[1].eval()  # else the samples themselves spoil the buffers
+    read = spoilt(2)
+    for k in range(3):
+        before = snapshot(state)
+        step(state, [(1.0, read(4 * k, 4 * k + 4))], loss, SETTINGS, 0.0, World())
+    after = snapshot(state)
+    assert (after["model"], after["slots"]) == (before["model"], before["slots"])
+    assert (state.step, state.seen, state.skipped.tolist()) == (3, 12, [1, 1])
+    step(state, [(1.0, read(12, 16))], loss, SETTINGS, 0.0, World())
+    assert snapshot(state)["model"] != before["model"]
+    assert state.skipped.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is_finite(value: float) -> None:
+    state = start()
+    before = snapshot(state)["model"]
+
+    def spoiling(model: nn.Module, batch: Tensor, progress: float) -> dict[str, Tensor]:
+        first = next(model.parameters())
+        first.register_hook(lambda gradient: gradient * value)
+        return {"loss": first.sum()}
+
+    step(state, [(1.0, read_batch(0, 4))], spoiling, SETTINGS, 0.0, World())
+    assert snapshot(state)["model"] == before
+    assert state.skipped.tolist() == [1, 1]
+
+
+def start_plain() -> State:
+    """Without buffers, which samples that are not finite would spoil."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    return new_state(model, torch.optim.AdamW(model.parameters(), lr=0.05, fused=True), [0.8])
+
+
+def test_skipped_steps_are_counted_over_interruptions(tmp_path: Path) -> None:
+    notes = Notes(after=4)
+    with pytest.raises(Interrupted):
+        run(tmp_path, start_plain(), notes, spoilt(1, 3, 4), max_skipped=3)
+    assert read_state(checkpoints(tmp_path)[-1])["skipped"] == [2, 1]
+    state = start_plain()
+    resume(tmp_path, state, "same", print)
+    notes = run(tmp_path, state, None, spoilt(1, 3, 4), max_skipped=3)
+    assert [values["skipped"] for _, values in notes.logged] == [3, 3]
+    assert state.skipped.tolist() == [3, 0]
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_training_and_name_the_last_checkpoint(
+    tmp_path: Path,
 ) -> None:
-    """Also when it is asked to stop at that moment: the spoilt weights are never saved."""
-
-    def spoilt(first: int, stop: int) -> Tensor:
-        return read_batch(first, stop) * (math.nan if first >= 16 else 1)
-
-    notes = Notes(after=stop_after)
-    with pytest.raises(HkdpipeError, match=f"not finite after .* checkpoint is kept in {tmp_path}") as raised:
-        run(tmp_path, start(), notes, spoilt)
+    message = f"not finite in the last 5 steps, up to 36 samples; .* is {tmp_path / 'step-00000006'}$"
+    with pytest.raises(HkdpipeError, match=message) as raised:
+        run(tmp_path, start_plain(), read=spoilt(*range(4, 9)), max_skipped=5)
     assert type(raised.value) is HkdpipeError
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
-    state = start(1)
-    resume(tmp_path, state, "same", notes.warned.append)
+    state = start_plain()
+    resume(tmp_path, state, "same", print)
     assert all(value.isfinite().all() for value in state.model.state_dict().values())
-    assert notes.warned == []
+
+
+def test_checkpoints_by_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock is 20 seconds after the one before."""
+    ticks = itertools.count(0.0, 20.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    notes = run(tmp_path, start(), checkpoint_every=1000, checkpoint_minutes=1.0)
+    assert notes.saved == [0, 2, 5, 8, 9]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    run(tmp_path, start(), Notes(scores={0: 0.9, 3: 0.2, 6: 0.5, 9: 0.3}), keep_checkpoints=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003", "step-00000009"]
+    assert best_checkpoint(checkpoints(tmp_path)) == tmp_path / "step-00000003"
+    assert read_state(tmp_path / "step-00000003")["score"] == 0.2
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves the one before. It is written while the training goes on."""
+
+    def full(folder: Path, taken: Snapshot, *rest: Any) -> Path:
+        if taken.step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save_checkpoint(folder, taken, *rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, start())
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000000"]
+
+
+def test_what_is_written_is_the_state_when_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, Any]
+) -> None:
+    """The writer is held until the training has taken every step after it."""
+    trained = threading.Event()
+
+    def slow(folder: Path, taken: Snapshot, *rest: Any) -> Path:
+        if taken.step == 6:
+            assert trained.wait(60)
+        return save_checkpoint(folder, taken, *rest)
+
+    def noting(model: nn.Module, batch: Tensor, progress: float) -> dict[str, Tensor]:
+        if progress == 8 / 9:
+            trained.set()
+        return loss(model, batch, progress)
+
+    monkeypatch.setattr(loop, "save_checkpoint", slow)
+    state = start()
+    fit(state, read_batch, noting, SETTINGS, tmp_path, {"identity": "same"}, Notes().callbacks(), World())
+    shutil.rmtree(tmp_path / "step-00000009")
+    state = start(1)
+    resume(tmp_path, state, "same", print)
+    assert state.step == 6
+    run(tmp_path, state)
+    assert snapshot(state) == uninterrupted
+
+
+def test_micro_batches_are_the_same_batch(tmp_path: Path) -> None:
+    """The same samples, and to rounding the same loss and weights, though the last piece is smaller."""
+    found, read = {}, dict[int, list[tuple[int, int]]]()
+    for size in (0, 3, 4, 1):
+        state, read[size] = start_plain(), []
+
+        def noting(first: int, stop: int, noted: list[tuple[int, int]] = read[size]) -> Tensor:
+            noted.append((first, stop))
+            return read_batch(first, stop)
+
+        notes = run(tmp_path / str(size), state, read=noting, micro_batch=size)
+        found[size] = [
+            *state.model.parameters(),
+            torch.tensor([values["loss"] for _, values in notes.logged]),
+        ]
+    assert read[3][:4] == [(0, 3), (3, 4), (4, 7), (7, 8)]
+    assert read[4] == read[0]
+    for size in (3, 4, 1):
+        assert [n for part in read[size] for n in range(*part)] == list(range(36))
+        for value, expected in zip(found[size], found[0], strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_progress_after_the_budget_has_grown_is_the_share_of_the_new_one(tmp_path: Path) -> None:
+    """And lambda 1 with it: it jumps back, and ends where it would have."""
+    progress: list[float] = []
+
+    def noting(model: nn.Module, batch: Tensor, share: float) -> Mapping[str, Tensor]:
+        progress.append(share)
+        return loss(model, batch, share)
+
+    for budget in (12, 24):
+        state = start_plain()
+        resume(tmp_path, state, "same", print)
+        settings = dataclasses.replace(SETTINGS, budget=budget)
+        fit(state, read_batch, noting, settings, tmp_path, {"identity": "same"}, Notes().callbacks(), World())
+    assert progress == [0, 4 / 12, 8 / 12, 12 / 24, 16 / 24, 20 / 24]
+    assert [mse_decay(share, 3.0) for share in (8 / 12, 12 / 24)] == pytest.approx([0.01, 10**-1.5])
+
+
+def test_several_averages_are_each_as_if_alone(tmp_path: Path) -> None:
+    """Also over an interruption; each is in a file of its own, the first in that of the main one."""
+    alone = {}
+    for decay in (0.8, 0.3):
+        state = start(ema=[decay])
+        run(tmp_path / str(decay), state)
+        alone[decay] = state.ema.state_dict()
+    with pytest.raises(Interrupted):
+        run(tmp_path / "both", start(ema=[0.8, 0.3]), Notes(after=5))
+    state = start(1, ema=[0.8, 0.3])
+    resume(tmp_path / "both", state, "same", print)
+    run(tmp_path / "both", state)
+    newest = checkpoints(tmp_path / "both")[-1]
+    for decay, name in ((0.8, "ema.safetensors"), (0.3, "ema-0.3.safetensors")):
+        for saved in (state.averages[decay].state_dict(), load_file(newest / name)):
+            assert all(torch.equal(saved[key], value) for key, value in alone[decay].items())
+    flip(newest / "ema-0.3.safetensors")
+    with pytest.raises(InputError, match=r"ema-0\.3\.safetensors: damaged"):
+        read_state(newest)
+
+
+def test_loss_scale_follows_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over finite and other steps at random, with interruptions; and it never leaves float32's range."""
+    monkeypatch.setattr(loss_scale, "GROW_AFTER", 3)
+    ours, weight = LossScale(CPU), nn.Parameter(torch.zeros(1))
+    theirs = torch.amp.GradScaler("cpu", growth_interval=3)
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    for k, spoilt in enumerate(torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.15):
+        theirs.scale(weight.sum() * (math.inf if spoilt else 1.0)).backward()
+        theirs.step(optimizer)
+        theirs.update()
+        optimizer.zero_grad()
+        ours.update(spoilt)
+        if k % 50 == 0:
+            numbers, ours = ours.numbers(), LossScale(CPU)
+            ours.restore(json.loads(json.dumps(numbers)))
+        assert ours.numbers()["value"] == theirs.get_scale()
+    assert theirs.get_scale() != 2**16
+    for _ in range(1000):
+        ours.update(torch.tensor(False))
+    assert ours.numbers()["value"] == 2**127
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_of_the_networks_alone(
+    student: HKD, relative: Callable[[Tensor, Tensor], float], dtype: torch.dtype
+) -> None:
+    """One step of HKD: gradients within some roundings of those in float32, in which the weights stay."""
+    training = TrainingSettings(perceptual="none")
+    x, ends = 3 * torch.randn(6, 1, 1, 8, 8), torch.randn(6, 1, 8, 8)
+    sigmas = torch.tensor([80.0, 40.0, 5.0, 1.0, 0.1, 0.002])[:, None]
+    batch = Batch(x * sigmas[:, :, None, None, None] / 3, (sigmas < 80).long(), sigmas, ends)
+    seen: list[torch.dtype] = []
+    gradients = {}
+    for autocast in (None, dtype):
+        model = copy.deepcopy(student).requires_grad_(True)
+        convolution = next(module for module in model.modules() if isinstance(module, Conv2d))
+        convolution.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        state = new_state(model, optimizer, [0.5], scaled=autocast == torch.float16)
+        if state.loss_scale is not None:
+            state.loss_scale.value.fill_(256.0)  # the first one is too large for these gradients
+        settings = dataclasses.replace(SETTINGS, autocast=autocast, gradient_clip=0.0, schedule="constant")
+
+        def loss(model: nn.Module, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+            return student.loss(model, batch, None, training, progress)
+
+        terms = step(state, [(1.0, batch)], loss, settings, 0.0, World())
+        assert state.skipped.tolist() == [0, 0]
+        assert terms["mse"].dtype == torch.float32
+        assert {value.dtype for value in model.parameters()} == {torch.float32}
+        changes = zip(model.parameters(), student.parameters(), strict=True)
+        gradients[autocast] = torch.cat([(old - new).flatten() for new, old in changes])
+    assert seen == [torch.float32, dtype]
+    assert 0 < relative(gradients[dtype], gradients[None]) < 8 * torch.finfo(dtype).eps
 
 
 def truncate(path: Path) -> None:
@@ -380,7 +625,7 @@ def test_number_of_checkpoints_kept(tmp_path: Path, keep: int) -> None:
     state = start()
     for number in (5, 90, 100, 1000):
         state.step = number
-        assert save_checkpoint(tmp_path, state, {}, keep).is_dir()
+        assert save_checkpoint(tmp_path, copied(state), {}, keep).is_dir()
     assert [path.name for path in checkpoints(tmp_path)] == [
         f"step-{number:08d}" for number in (5, 90, 100, 1000)[-keep:]
     ]
@@ -391,10 +636,10 @@ def test_a_damaged_later_checkpoint_does_not_displace_the_one_just_written(tmp_p
     state = start()
     for number in (10, 20):
         state.step = number
-        save_checkpoint(tmp_path, state, {}, 2)
+        save_checkpoint(tmp_path, copied(state), {}, 2)
     flip(tmp_path / "step-00000020/optimizer.pt")
     state.step = 12
-    save_checkpoint(tmp_path, state, {}, 1)
+    save_checkpoint(tmp_path, copied(state), {}, 1)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000012"]
 
 
@@ -404,7 +649,7 @@ def test_a_folder_that_was_taken_over_gets_no_checkpoint(tmp_path: Path) -> None
         raise InUseError("taken over")
 
     with pytest.raises(InUseError):
-        save_checkpoint(tmp_path, start(), {}, 1, refuse)
+        save_checkpoint(tmp_path, copied(start()), {}, 1, refuse)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -414,7 +659,7 @@ def test_wrong_optimizer_state_with_right_checksums_is_refused(
 ) -> None:
     """Code in the file is not run; the state of another optimiser is not taken."""
     code, proof = hostile
-    path = save_checkpoint(tmp_path, start(), {"identity": "same"}, 1)
+    path = save_checkpoint(tmp_path, copied(start()), {"identity": "same"}, 1)
     torch.save(
         {"state": code} if place == "code" else {"state": {}, "param_groups": []}, path / "optimizer.pt"
     )
@@ -430,17 +675,19 @@ def test_wrong_optimizer_state_with_right_checksums_is_refused(
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, start(), {"identity": "same"}, 1)
+    save_checkpoint(tmp_path, copied(start()), {"identity": "same"}, 1)
     other = nn.Linear(3, 4)
     with pytest.raises(InputError, match=r"weights\.safetensors: does not fit the network"):
-        resume(tmp_path, new_state(other, torch.optim.SGD(other.parameters())), "same", lambda text: None)
+        resume(
+            tmp_path, new_state(other, torch.optim.SGD(other.parameters()), [0.8]), "same", lambda text: None
+        )
 
 
 def test_weight_decay_is_decoupled_and_spares_the_operators(student: HKD) -> None:
     """Without a gradient w_k = w_0 (1 - lr decay)^k: as an L2 term Adam would make it steps of lr."""
     student.requires_grad_(True)
     training = TrainingSettings(learning_rate=0.01, weight_decay=0.95)
-    state = new_state(student, torch.optim.AdamW(student.parameter_groups(training), fused=True))
+    state = new_state(student, torch.optim.AdamW(student.parameter_groups(training), fused=True), [0.8])
     before = {name: value.detach().clone() for name, value in student.named_parameters()}
 
     def zero(model: nn.Module, batch: None, progress: float) -> dict[str, Tensor]:
@@ -448,7 +695,7 @@ def test_weight_decay_is_decoupled_and_spares_the_operators(student: HKD) -> Non
 
     settings = dataclasses.replace(SETTINGS, schedule="constant")
     for _ in range(20):
-        step(state, student, None, zero, settings, 0.0)
+        step(state, [(1.0, None)], zero, settings, 0.0, World())
     for name, value in student.named_parameters():
         factor = 1.0 if name.startswith("koopman.") else (1 - 0.01 * 0.95) ** 20
         torch.testing.assert_close(value.detach(), before[name] * factor, rtol=1e-5, atol=0)
@@ -475,19 +722,6 @@ def test_fused_adam_matches_the_reference_and_its_formula() -> None:
         expected += -0.01 * 0.1 * expected - 0.01 * direction
     np.testing.assert_allclose(found[True], found[False], rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(found[True], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_world_as_torchrun_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert world_from_environment() == World(0, 1, 0)
-    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    assert world_from_environment() == World(5, 8, 1)
-    assert not world_from_environment().first
-    monkeypatch.setenv("RANK", "one")
-    with pytest.raises(UsageError, match="RANK=one, WORLD_SIZE=8"):
-        world_from_environment()
 
 
 def test_choice_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

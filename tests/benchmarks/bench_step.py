@@ -1,0 +1,123 @@
+"""What training adds to its network: a step of `hkdpipe train` against a bare step of the teacher's U-Net.
+
+`python tests/benchmarks/bench_step.py [STEPS]`: HKD and KD on the digits teacher, by default 40 steps, and on
+an untrained network of CIFAR-10's size for a few. A step of training reads its batch from an archive and
+computes the loss (without the perceptual part), the gradient, its norm, Adam's step and the average of the
+weights. The bare one has the same number of images in memory and does a forward and a backward pass and
+Adam's step. They take turns, step by step, in one process; printed are the median of the ratios of one turn,
+and its quartiles, of the time and of the processors' time, which a busy machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from bench_generation import CIFAR10_NETWORK
+from torch import Tensor, nn
+
+from hkdpipe.manifests.archive import Archive, open_archive
+from hkdpipe.stages.generate import generate
+from hkdpipe.stages.reading import Reader
+from hkdpipe.stages.reporting import Silent
+from hkdpipe.stages.settings import GenerationSettings
+from hkdpipe.stages.train import new_student, read_batch
+from hkdpipe.trainer.loop import LoopSettings, prefetched, step
+from hkdpipe.trainer.loss import Batch
+from hkdpipe.trainer.networks import PreconditionedUNet
+from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
+from hkdpipe.trainer.teacher import Teacher, load_teacher, save_teacher
+from hkdpipe.trainer.world import World
+
+CPU = torch.device("cpu")
+
+
+def training_steps(teacher: Teacher, archive: Archive, training: TrainingSettings) -> Iterator[None]:
+    """One step of training each time."""
+    koopman = KoopmanSettings() if training.method == "hkd" else None
+    state = new_student(teacher, archive, training, koopman, CPU)
+    state.model.train()
+    loop = LoopSettings(
+        budget=training.budget,
+        batch_size=training.batch_size,
+        schedule=training.schedule,
+        gradient_clip=training.gradient_clip,
+        checkpoint_every=training.budget,
+        keep_checkpoints=1,
+        workers=training.workers,
+    )
+
+    def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return state.model.loss(module, batch, None, training, progress)
+
+    with closing(Reader(archive, training, print)) as reader:
+        for pieces in prefetched(lambda start, stop: read_batch(reader, start, stop), 0, loop, World()):
+            step(state, pieces, loss, loop, state.seen / loop.budget, World())
+            yield
+
+
+def bare_steps(teacher: Teacher, images: int) -> Iterator[None]:
+    """One step of the teacher's own network each time, on images that are there."""
+    network = PreconditionedUNet(teacher.arch)
+    network.load_state_dict(teacher.network.state_dict())
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    x, target = torch.randn(2, images, *teacher.image_shape)
+    sigma = torch.linspace(0.01, 80.0, images)
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        ((network(x * sigma[:, None, None, None], sigma) - target) ** 2).mean().backward()
+        optimizer.step()
+        yield
+
+
+def seconds(steps: Iterator[None]) -> tuple[float, float]:
+    """Of one step: as a clock on the wall has them, and those that processors worked, reading threads too."""
+    began, worked = time.perf_counter(), time.process_time()
+    next(steps)
+    return time.perf_counter() - began, time.process_time() - worked
+
+
+def compare(name: str, source: str, generation: GenerationSettings, batch_size: int, steps: int) -> None:
+    teacher = load_teacher(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "archive"
+        generate(source, path, generation, device=CPU, reporter=Silent(), stop=lambda: False)
+        with open_archive(path) as archive:
+            for method in ("hkd", "kd"):
+                training = TrainingSettings(
+                    method=method, budget=(steps + 2) * batch_size, batch_size=batch_size, validation=0
+                )
+                whole, bare = training_steps(teacher, archive, training), bare_steps(teacher, batch_size)
+                for _ in range(2):
+                    next(whole), next(bare)
+                turns = [(seconds(whole), seconds(bare)) for _ in range(steps)]
+                for clock, kind in enumerate(("time", "processor time")):
+                    ratios = [one[clock] / other[clock] for one, other in turns]
+                    low, middle, high = statistics.quantiles(ratios, n=4)
+                    median = statistics.median(one[clock] for one, _ in turns)
+                    print(
+                        f"{name}, {batch_size} images, step of {method}: {1000 * median:,.0f} ms {kind}, "
+                        f"{middle:.3f} times a bare one's ({low:.3f} to {high:.3f})",
+                        flush=True,
+                    )
+
+
+def main() -> None:
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    compare("digits teacher", "digits", GenerationSettings(count=1024, shard_size=512, steps=4), 256, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        network = PreconditionedUNet(CIFAR10_NETWORK)
+        save_teacher(Path(folder) / "teacher", network, {}, torch.float32)
+        few = GenerationSettings(count=16, shard_size=8, batch_size=4, steps=2)
+        name = f"{network.parameter_count() / 1e6:.1f} M parameters"
+        compare(name, str(Path(folder) / "teacher"), few, 4, max(3, steps // 8))
+
+
+if __name__ == "__main__":
+    main()
