@@ -37,14 +37,13 @@ fi
 exit "$code"
 """
 
-# What torchrun would say to the processes.
+# Out here, since in a container there may be no scontrol; the name of a node need not resolve.
 _MEETING = """\
 first="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 MASTER_ADDR="$(scontrol --oneliner show node "$first" | sed 's/.* NodeAddr=\\([^ ]*\\) .*/\\1/')"
 MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
 export MASTER_ADDR MASTER_PORT
 """
-_AS_TORCHRUN = 'export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID; exec "$@"'
 
 
 def job_script(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> str:
@@ -54,7 +53,6 @@ def job_script(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> str:
     command += ["--device", "cuda" if settings.gpus else "cpu"]
     if stage == "generation":
         command.append("--wait")
-    nodes = settings.nodes if isinstance(settings, TrainingJob) else 1
     # Workers of an archive do without one another, the processes of a training do not.
     needed = stage == "training"
     step = [
@@ -63,12 +61,7 @@ def job_script(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> str:
         f"--kill-on-bad-exit={needed:d}",
         *cluster.cluster.srun,
     ]
-    meeting = ""
-    if nodes * settings.processes > 1:
-        meeting = (
-            f"{_MEETING}# shellcheck disable=SC2016 # The processes, not this shell, replace the variables.\n"
-        )
-        step += ["bash", "-c", _AS_TORCHRUN, "bash"]
+    together = isinstance(settings, TrainingJob) and settings.nodes * settings.processes > 1
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _options(stage, run, cluster, folder)),
@@ -81,7 +74,7 @@ def job_script(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> str:
         f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{settings.cpus}}}"',
         *cluster.cluster.environment,
         "code=0",
-        f"{meeting}{shlex.join([*step, *command])} || code=$?",
+        f"{_MEETING if together else ''}{shlex.join([*step, *command])} || code=$?",
         "",
         _END,
     ]

@@ -21,6 +21,7 @@ from hkdpipe.manifests.remote import is_url
 from hkdpipe.pipeline.config import Config, resolve
 from hkdpipe.pipeline.rundir import RunDir
 from hkdpipe.stages.worker import Worker
+from hkdpipe.trainer.world import world_from_environment
 
 
 class Folder(click.Path):
@@ -126,11 +127,11 @@ def next_command(name: str, run: RunDir) -> str:
 
 
 def one_process_only(command: str) -> None:
-    """Refuse to be started several times by torchrun: the processes would repeat one another's work."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size != "1":
+    """Refuse to be started several times by torchrun or srun: each process would do the same work."""
+    size = world_from_environment().size
+    if size != 1:
         raise UsageError(
-            f"{command}: started as one of {size} processes (WORLD_SIZE); accepted: one process, as only "
+            f"{command}: started as one of {size} processes; accepted: one process, as only "
             "the three stages are distributed: torchrun --no-python --nproc-per-node 2 hkdpipe train"
         )
 

@@ -87,12 +87,16 @@ def meeting_place() -> Mapping[str, str]:
         raise UsageError("environment of torchrun: several processes without MASTER_ADDR and MASTER_PORT")
     nodes, job = os.environ.get("SLURM_STEP_NODELIST", ""), os.environ.get("SLURM_JOB_ID", "")
     try:
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-        ).stdout.split()
-        return {"MASTER_ADDR": hosts[0], "MASTER_PORT": str(20000 + int(job) % 20000)}
+        first = _scontrol("show", "hostnames", nodes).split()[0]
+        # The name need not resolve, where SLURM knows the address.
+        address = _scontrol("--oneliner", "show", "node", first).partition(" NodeAddr=")[2].split()[0]
+        return {"MASTER_ADDR": address, "MASTER_PORT": str(20000 + int(job) % 20000)}
     except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
         raise UsageError(
             f"environment of srun: SLURM_STEP_NODELIST={nodes}, SLURM_JOB_ID={job}; accepted: hosts that "
             "scontrol knows and a job's number, or MASTER_ADDR and MASTER_PORT"
         ) from None
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True).stdout

@@ -62,12 +62,15 @@ def test_variables_of_srun_that_contradict(srun: pytest.MonkeyPatch, name: str, 
 
 def test_where_tasks_of_srun_meet(srun: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames n[3-4]" ] && printf "n3\\nn4\\n"\n')
+    scontrol.write_text(
+        '#!/bin/sh\n[ "$*" = "show hostnames n[3-4]" ] && printf "n3\\nn4\\n"\n'
+        '[ "$*" = "--oneliner show node n3" ] && echo "NodeName=n3 NodeAddr=10.0.0.3 Version=22"; exit 0\n'
+    )
     scontrol.chmod(0o755)
     srun.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     srun.setenv("SLURM_STEP_NODELIST", "n[3-4]")
     srun.setenv("SLURM_JOB_ID", "40123")
-    assert meeting_place() == {"MASTER_ADDR": "n3", "MASTER_PORT": "20123"}
+    assert meeting_place() == {"MASTER_ADDR": "10.0.0.3", "MASTER_PORT": "20123"}
     srun.setenv("SLURM_STEP_NODELIST", "nowhere")
     with pytest.raises(UsageError, match="SLURM_STEP_NODELIST=nowhere, SLURM_JOB_ID=40123; accepted"):
         meeting_place()
