@@ -3,8 +3,8 @@
 `python tests/benchmarks/bench_writing.py [TRAJECTORIES]`: processor time per second of generation, of
 `write_shard` (finite check, encoding, SHA-256, writing, synchronising, in a thread beside sampling), of its
 parts, and of the libraries' own writers. Then stage 1 with a teacher that does nothing but take its time, in
-which the processor is free, as beside a GPU: how much longer it takes than that, which depends on how busy the
-machine is, and the processor time of its own thread, during which a GPU would wait.
+which the processor is free, as beside a GPU: how much longer it takes than that, which depends on how busy
+the machine is, and the processor time of its own thread, during which a GPU would wait.
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ def compare(plan: Plan, states: NDArray[Any], count: int) -> None:
         begin(root, plan)
         ours = share(lambda: write_shard(root, plan, 0, states, {}))
         other = share(lambda: theirs(plan.form, root, states))
-    print(
-        f"  {plan.form}: write_shard {ours:.1%}; the library's own writer, neither checking nor hashing, {other:.1%}"
-    )
+    print(f"  {plan.form}: write_shard {ours:.1%}; the library's own writer alone {other:.1%}")
     longer, busy = paced(replace(plan, count=count), states)
     print(f"  {plan.form}: stage 1 {longer:.1%} longer than its teacher, its own thread is busy {busy:.1%}")
 
