@@ -106,11 +106,10 @@ def _check(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
 
     item = _item(hint)
     if item:
-        if not isinstance(value, list | tuple):
-            if not metadata["single"]:
-                raise refuse()
-            value = [value]
-        return tuple(_check_one(entry, item, metadata, refuse) for entry in value)
+        entries = [value] if metadata["single"] and not isinstance(value, list | tuple) else value
+        if not isinstance(entries, list | tuple):
+            raise refuse()
+        return tuple(_check_one(entry, item, metadata, refuse) for entry in entries)
     return _check_one(value, hint, metadata, refuse)
 
 

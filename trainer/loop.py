@@ -86,7 +86,8 @@ class Callbacks:
     log: Callable[[int, dict[str, float]], None]
     """log(seen, values)"""
     score: Callable[[TrainingState[Any]], float | None] = lambda state: None
-    """How good the state is that a checkpoint is made of, the lower the better; None: not measured."""
+    """How good the state is that a checkpoint is made of, the lower the better; None: not measured. It is
+    not asked before the first step."""
     check_owned: Callable[[], None] = lambda: None
     """Called before a checkpoint is put in place: raises where the folder is another process's now."""
 
@@ -158,7 +159,7 @@ def fit(
             nonlocal saved_at, saved_when
             if world.first and saved_at != state.seen:
                 writer.wait()
-                score = callbacks.score(state)
+                score = callbacks.score(state) if state.step else None
                 told = about if score is None else {**about, "score": score}
                 keep, check = settings.keep_checkpoints, callbacks.check_owned
                 writer.start(save_checkpoint, folder, snapshot(state), told, keep, check)

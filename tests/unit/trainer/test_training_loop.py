@@ -99,7 +99,7 @@ class Notes:
     """By step."""
     logged: list[tuple[int, dict[str, float]]] = dataclasses.field(default_factory=list)
     saved: list[int] = dataclasses.field(default_factory=list)
-    """The steps of the checkpoints made."""
+    """The steps of the checkpoints made, but for that of step 0, which is not scored."""
     asked: int = 0
 
     def stop(self) -> bool:
@@ -181,12 +181,12 @@ def test_stopping_saves_a_checkpoint(tmp_path: Path, stop_after: int) -> None:
         "identity": "same",
         "note": 1,
     }
-    assert notes.saved[-1] == stop_after
+    assert notes.saved == {0: [], 1: [1], 5: [3, 5]}[stop_after]
 
 
 def test_checkpoints_are_made_when_due_and_the_newest_kept(tmp_path: Path) -> None:
     notes = run(tmp_path, start())
-    assert notes.saved == [0, 3, 6, 9]
+    assert notes.saved == [3, 6, 9]
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{n:08d}" for n in (6, 9)]
     assert [seen for seen, _ in notes.logged] == [12, 24, 36]
     assert set(notes.logged[0][1]) == {"loss", "mse", "skipped", "learning_rate"}
@@ -195,7 +195,7 @@ def test_checkpoints_are_made_when_due_and_the_newest_kept(tmp_path: Path) -> No
 def test_reports_every_twenty_steps_and_at_the_end(tmp_path: Path) -> None:
     notes = run(tmp_path, start(), budget=4 * 45, checkpoint_every=1000)
     assert [seen for seen, _ in notes.logged] == [80, 160, 180]
-    assert notes.saved == [0, 45]
+    assert notes.saved == [45]
 
 
 def test_a_finished_training_does_nothing(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
@@ -391,11 +391,11 @@ def test_checkpoints_by_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ticks = itertools.count(0.0, 20.0)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     notes = run(tmp_path, start(), checkpoint_every=1000, checkpoint_minutes=1.0)
-    assert notes.saved == [0, 2, 5, 8, 9]
+    assert notes.saved == [2, 5, 8, 9]
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
-    run(tmp_path, start(), Notes(scores={0: 0.9, 3: 0.2, 6: 0.5, 9: 0.3}), keep_checkpoints=1)
+    run(tmp_path, start(), Notes(scores={0: 0.1, 3: 0.2, 6: 0.5, 9: 0.3}), keep_checkpoints=1)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003", "step-00000009"]
     assert best_checkpoint(checkpoints(tmp_path)) == tmp_path / "step-00000003"
     assert read_state(tmp_path / "step-00000003")["score"] == 0.2
