@@ -89,10 +89,18 @@ def parse_manifest(values: Any, path: Path | str) -> tuple[Plan, list[ShardRecor
     return plan, shards
 
 
-def missing_shards(root: Path, plan: Plan) -> list[int]:
-    """The shards still to be written: those without a valid record or without files of the recorded sizes."""
+def missing_shards(root: Path, plan: Plan, among: Iterable[int] | None = None) -> list[int]:
+    """The shards still to be written: those without a valid record or without files of the recorded sizes.
+
+    `among`: only these are looked at. What has no record costs no look of its own.
+    """
     identity = plan.identity()
-    return [k for k in range(plan.shards) if _valid_record(root, plan, identity, k) is None]
+    recorded = {path.name for path in (root / "records").glob("*.json")}
+    return [
+        k
+        for k in (range(plan.shards) if among is None else among)
+        if record_path(root, k).name not in recorded or _valid_record(root, plan, identity, k) is None
+    ]
 
 
 def valid_record(root: Path, plan: Plan, k: int) -> ShardRecord | None:

@@ -236,7 +236,8 @@ def make_shards(
     """
     made: list[int] = []
     how = fingerprint(plan, device)
-    done = plan.count - _trajectories(plan, missing_shards(out, plan))
+    left = missing_shards(out, plan)
+    done = plan.count - _trajectories(plan, left)
     writing: Future[None] | None = None
 
     def still_planned(k: int) -> bool:
@@ -261,8 +262,9 @@ def make_shards(
     ):
         while True:
             before = len(made)
-            for k in worker.order(missing_shards(out, plan)):
-                if not claims.take(claim_of(k)):
+            left = missing_shards(out, plan)
+            for k in worker.order(left):
+                if k not in left or not claims.take(claim_of(k)):
                     continue
                 if valid_record(out, plan, k) or not still_planned(k):
                     # Made by another worker since the list was, or to be made longer than this one knows it.
@@ -282,8 +284,8 @@ def make_shards(
                     writing.result()
                 writing = writer.submit(write, k, pieces)
                 # What other workers have made counts as well.
-                left = _trajectories(plan, missing_shards(out, plan))
-                done = max(done + filled, plan.count - left)
+                left = missing_shards(out, plan, left)
+                done = max(done + filled, plan.count - _trajectories(plan, left))
                 if stop():
                     raise Interrupted(
                         f"stopped after shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
