@@ -93,7 +93,8 @@ def result(stage: str, folder: Path) -> dict[str, Any]:
         }
     elif stage == "evaluate":
         files["speed.csv"] = "speed.csv" in files
-        files["metrics.json"] = {**json.loads(files["metrics.json"]), "speed": None}
+        of_the_clock = dict.fromkeys(("speed", "finished", "seconds"))
+        files["metrics.json"] = {**json.loads(files["metrics.json"]), **of_the_clock}
     return files
 
 

@@ -590,7 +590,8 @@ def test_the_same_from_a_process_of_its_own(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
-        (truncate("export/model.safetensors"), r"export/model\.safetensors: not a readable safetensors .*"),
+        (truncate("export/model.safetensors"), r"export/model\.safetensors: damaged \(its checksum .*\)"),
+        (flip("export/model.safetensors"), r"export/model\.safetensors: damaged \(its checksum .*\)"),
         (remove("export/model.safetensors"), r"export/model\.safetensors: missing"),
         (truncate("export/config.json"), r"export/config\.json: not JSON: .*"),
         (

@@ -359,5 +359,12 @@ def test_export_with_weights_of_another_network(
     HKD.from_teacher(network, KoopmanSettings(hierarchy="none")).save(tmp_path / "other", {})
     weights = tmp_path / "one/model.safetensors"
     weights.write_bytes((tmp_path / "other/model.safetensors").read_bytes())
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: damaged \(its checksum is not the one in config"
+    ):
+        HKD.from_pretrained(tmp_path / "one")
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    del config["sha256"]  # as in exports of before there were checksums
+    (tmp_path / "one/config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"does not fit the network: tensor koopman\.0\.alpha"):
         HKD.from_pretrained(tmp_path / "one")
