@@ -215,6 +215,7 @@ def _outputs(context: Context, network: FeatureNetwork, part: range, batch_of: B
         seen, judged = network.outputs(batch_of(start, start + count))
         features.append(seen[:count].cpu().numpy())
         logits.append(judged[:count, : None if kept else 0].cpu().numpy())
+    context.check_owned()
     return Outputs(np.concatenate(features), np.concatenate(logits))
 
 

@@ -15,7 +15,7 @@ from test_killed_at_random import content
 from tiny import KOOPMAN, TRAINING, Inputs, evaluate_tiny, settings, train_teacher_tiny, train_tiny, whole
 
 from hkdpipe.manifests.errors import InUseError
-from hkdpipe.stages import evaluate, train_teacher
+from hkdpipe.stages import distribution, evaluate, evaluation_pictures, speed, train_teacher
 from hkdpipe.trainer import loop
 from hkdpipe.trainer.methods.hkd import HKD
 
@@ -55,12 +55,13 @@ def take_over_at(
         (train_teacher_tiny, (1, loop, "step")),
         (train_teacher_tiny, (4, loop, "save_checkpoint")),
         (train_teacher_tiny, (1, train_teacher, "asdict")),  # the export
-        (evaluate_tiny, (5, evaluate, "quantised")),  # a row
-        (evaluate_tiny, (1, evaluate, "beside")),  # the samples
-        (evaluate_tiny, (1, evaluate, "strip")),
-        (evaluate_tiny, (4, evaluate, "_seconds")),  # the tables
+        (evaluate_tiny, (5, distribution, "quantised")),  # features
+        (evaluate_tiny, (1, distribution, "frechet_distance")),  # a row
+        (evaluate_tiny, (1, evaluation_pictures, "beside")),  # the samples
+        (evaluate_tiny, (1, evaluation_pictures, "strip")),
+        (evaluate_tiny, (4, speed, "_seconds")),  # the tables
         (evaluate_tiny, (1, evaluate, "_write_tables")),  # the export
-        (evaluate_tiny, (1, evaluate, "model_card")),  # metrics.json
+        (evaluate_tiny, (1, HKD, "save")),  # metrics.json
     ],
     ids=lambda value: f"{value[2]}-{value[0]}" if isinstance(value, tuple) else None,
 )
@@ -74,10 +75,13 @@ def test_who_lost_a_folder_writes_nothing_more(
     then = take_over_at(*place, tmp_path, monkeypatch)
     with pytest.raises(InUseError, match=TAKEN_OVER):
         work(inputs, tmp_path)
-    now = content(tmp_path)
-    # Several files that are put in place after one check.
-    allowed = {"_write_tables": ".csv", "model_card": "export/README.md"}.get(place[2], "nothing")
-    assert {name: data for name, data in now.items() if not name.endswith(allowed)} == then[0]
+    # Files that are put in place after one check, and claims of parts, which are given back.
+    allowed = {"_write_tables": ".csv", "save": "export/"}.get(place[2], "nothing")
+    now, before = (
+        {name: data for name, data in found.items() if allowed not in name and "claims/0" not in name}
+        for found in (content(tmp_path), then[0])
+    )
+    assert now == before
 
 
 @pytest.mark.parametrize("place", [(3, loop, "step"), (1, HKD, "save")])
