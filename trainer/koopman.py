@@ -72,10 +72,15 @@ class KoopmanOperator(nn.Module):
         angle = beta.to(dt.dtype) * dt
         return scale * torch.cos(angle), scale * torch.sin(angle)
 
-    def forward(self, z: Tensor, dt: Tensor) -> Tensor:
-        """exp(A dt) z for z (N, C, H, W) and dt (N,) or (1,); in float32 or better whatever the autocast."""
+    def forward(self, z: Tensor, dt: Tensor, constant: bool = False) -> Tensor:
+        """exp(A dt) z for z (N, C, H, W) and dt (N,) or (1,); in float32 or better whatever the autocast.
+
+        `constant`: no gradient reaches A.
+        """
         with torch.autocast(z.device.type, enabled=False):
-            return evolved(z, *self.propagator(dt))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+                cosine, sine = self.propagator(dt)
+            return evolved(z, cosine, sine)
 
 
 class FixedEvolution(nn.Module):
@@ -91,7 +96,7 @@ class FixedEvolution(nn.Module):
         self.register_buffer("cosine", cosine.detach().clone())
         self.register_buffer("sine", sine.detach().clone())
 
-    def forward(self, z: Tensor, dt: Tensor) -> Tensor:
+    def forward(self, z: Tensor, dt: Tensor, constant: bool = True) -> Tensor:
         return evolved(z, self.cosine, self.sine)
 
 
@@ -114,13 +119,17 @@ def cosine_maps(count: int, height: int, width: int) -> Tensor:
     return torch.stack([torch.outer(wave(u, height), wave(v, width)) for u, v in frequencies[:count]])
 
 
-def evolution_time(sigma: Tensor, time: str, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+def evolution_time(
+    sigma: Tensor, time: str, sigma_min: float, sigma_max: float, rho: float, sigma_data: float
+) -> Tensor:
     """The time coordinate tau of the evolution at noise level sigma; the end of a trajectory has sigma_min's.
 
     'karras': sigma^(1/rho), 'log': ln sigma, both rescaled to 0 at sigma_min and 1 at sigma_max;
-    'sigma-unit': sigma / sigma_max.
+    'sigma-unit': sigma / sigma_max; 'angle': 2/pi arctan(sigma / sigma_data), 0 of an image and 1 of noise.
     """
     sigma = sigma.clamp(min=sigma_min)
+    if time == "angle":
+        return torch.atan(sigma / sigma_data) * (2 / math.pi)
     if time == "sigma-unit":
         return sigma / sigma_max
     if time == "log":

@@ -177,8 +177,8 @@ class KoopmanSettings:
     time: str = setting(
         "karras",
         "time coordinate of the evolution: 'karras': sigma^(1/rho) rescaled to [0, 1]; 'log': ln sigma "
-        "rescaled to [0, 1]; 'sigma-unit': sigma / sigma_max (paper)",
-        choices=("karras", "log", "sigma-unit"),
+        "rescaled to [0, 1]; 'sigma-unit': sigma / sigma_max (paper); 'angle': 2/pi atan(sigma / sigma_data)",
+        choices=("karras", "log", "sigma-unit", "angle"),
     )
     encoder_time: str = setting(
         "sigma",
@@ -211,6 +211,12 @@ class KoopmanSettings:
     )
     learning_rate_factor: float = setting(
         1.0, "learning rate of the operator over that of the networks", above=0.0
+    )
+    learns_from: str = setting(
+        "all",
+        "'all': operators and networks descend one loss (paper); 'latent': the operators the latent "
+        "consistency alone, and the networks the images' loss alone",
+        choices=("all", "latent"),
     )
 
 

@@ -76,11 +76,13 @@ class HKD(Student):
             scaled, self.encoder.embed(noise_label(told, x.shape[0]), self._one_hot(labels))
         )
 
-    def evolve(self, z: Sequence[Tensor], start: Tensor, stop: Tensor) -> list[Tensor]:
-        """exp(A (tau(stop) - tau(start))) z, noise levels (N,) or (1,)."""
+    def evolve(
+        self, z: Sequence[Tensor], start: Tensor, stop: Tensor, constant: bool = False
+    ) -> list[Tensor]:
+        """exp(A (tau(stop) - tau(start))) z, noise levels (N,) or (1,); `constant`: without gradient in A."""
         dt = self.tau(stop) - self.tau(start)
         return [
-            self.koopman[str(index)](tensor, dt) if str(index) in self.koopman else tensor
+            self.koopman[str(index)](tensor, dt, constant) if str(index) in self.koopman else tensor
             for index, tensor in enumerate(z)
         ]
 
@@ -102,10 +104,19 @@ class HKD(Student):
     def forward(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, observables: bool = False
     ) -> Any:
-        """The prediction; with `observables` it and those that it is decoded from."""
-        z = self.observe(x, sigma, labels)
-        images = self.decode(z, labels)
-        return (images, z) if observables else images
+        """The prediction; with `observables` it and those at the end, that the latent consistency is of.
+
+        Those are what the prediction is decoded from, but with `learns_from` = "latent": then the images have
+        no gradient in the operators, and the observables none but there.
+        """
+        z = self.encode(x, sigma, labels)
+        end = torch.full_like(sigma[:1], self.sigma_min)
+        apart = observables and self.settings.learns_from == "latent"
+        reached = self.evolve(z, sigma, end, constant=apart)
+        images = self.decode(reached, labels)
+        if apart:
+            reached = self.evolve([tensor.detach() for tensor in z], sigma, end)
+        return (images, reached) if observables else images
 
     def loss(
         self,
@@ -154,10 +165,19 @@ class HKD(Student):
 
     def tau(self, sigma: Tensor) -> Tensor:
         """The time coordinate of the evolution."""
-        return evolution_time(sigma, self.settings.time, self.sigma_min, self.sigma_max, self.rho)
+        return evolution_time(
+            sigma, self.settings.time, self.sigma_min, self.sigma_max, self.rho, self.arch.sigma_data
+        )
 
     def parameter_groups(self, training: TrainingSettings) -> list[dict[str, Any]]:
-        """Groups for the optimiser: the networks, and the operators with their own rate and no decay."""
+        """Groups for the optimiser: the networks, and the operators with their own rate and no decay.
+
+        Raises UsageError where the operators would have nothing to learn from.
+        """
+        if self.settings.learns_from == "latent" and not training.latent_weight:
+            raise UsageError(
+                "koopman.learns_from: got 'latent'; accepted with training.latent_weight = 0: 'all'"
+            )
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
         groups: list[dict[str, Any]] = [
             {"params": networks, "lr": training.learning_rate, "weight_decay": training.weight_decay}

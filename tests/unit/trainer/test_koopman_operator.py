@@ -160,7 +160,7 @@ def test_odd_channels_are_refused() -> None:
 
 
 def tau(sigma: float, time: str) -> float:
-    return evolution_time(torch.tensor([sigma], dtype=torch.float64), time, 0.002, 80.0, 7.0).item()
+    return evolution_time(torch.tensor([sigma], dtype=torch.float64), time, 0.002, 80.0, 7.0, 0.5).item()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,9 @@ def tau(sigma: float, time: str) -> float:
         ("sigma-unit", 80.0, 1.0),
         ("sigma-unit", 20.0, 0.25),
         ("sigma-unit", 0.002, 0.000025),
+        ("angle", 0.5, 0.5),
+        ("angle", 0.5 * math.tan(math.pi / 6), 1 / 3),
+        ("angle", 0.5 * math.sqrt(3), 2 / 3),
     ],
 )
 def test_evolution_time_values(time: str, sigma: float, expected: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -193,3 +194,33 @@ def test_consistency_needs_states_in_between() -> None:
         UsageError, match=r"training\.latent_weight: got 0\.5; accepted: 0, as there are none"
     ):
         check_without_states_between(TrainingSettings(latent_weight=0.5), "there are none")
+
+
+def gradients(student: HKD, value: Tensor) -> dict[str, Tensor]:
+    named = dict(student.named_parameters())
+    found = torch.autograd.grad(value, list(named.values()), allow_unused=True, retain_graph=True)
+    return {name: grad for name, grad in zip(named, found, strict=True) if grad is not None}
+
+
+def test_operators_that_learn_from_the_latents_alone(working: HKD) -> None:
+    """Their gradient is the latent term's, that of the networks the images'; the terms are the same."""
+    batch = batch_of([[0, 2], [0, 4]])
+    together = loss_of(working, batch)
+    of_latent, of_images = (gradients(working, together[name]) for name in ("latent", "mse"))
+    working.settings = dataclasses.replace(working.settings, learns_from="latent")
+    apart = loss_of(working, batch)
+    for name, value in together.items():
+        torch.testing.assert_close(apart[name], value, rtol=1e-12, atol=0)
+    found = gradients(working, apart["loss"])
+    assert found.keys() == of_images.keys()
+    for name, grad in found.items():
+        expected = 0.7 * of_latent[name] if name.startswith("koopman") else of_images[name]
+        torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-12)
+        assert grad.abs().max() > 0
+
+
+def test_operators_need_something_to_learn_from(student: HKD) -> None:
+    student.settings = dataclasses.replace(student.settings, learns_from="latent")
+    with pytest.raises(UsageError, match=r"learns_from: got 'latent'; accepted with training\.latent_weight"):
+        student.parameter_groups(TrainingSettings())
+    assert len(student.parameter_groups(TRAINING)) == 2
