@@ -79,10 +79,16 @@ class Target:
     """The reference, seen through the network."""
 
     def __init__(self, context: Context, network: FeatureNetwork, reference: Reference) -> None:
+        """UsageError where statistics alone do not serve the metrics asked for."""
         self.reference = reference
         self.labels = _usable_labels(context, reference)
         self._parts: tuple[Path, list[range]] | None = None
         if reference.statistics is not None:
+            if {"kid", "precision_recall"} & set(context.settings.metrics):
+                raise UsageError(
+                    f"evaluation.metrics: '{reference.source}' holds statistics alone; accepted with it: "
+                    '"fd", "inception_score", "match", "speed"'
+                )
             self.statistics = reference.statistics
             return
         images = reference.images
@@ -108,12 +114,8 @@ class Target:
             self.statistics = statistics(self.features())
 
     def features(self) -> Iterator[NDArray[np.float32]]:
-        """Of the reference's images, in blocks. UsageError where nothing but statistics are known."""
-        if self._parts is None:
-            raise UsageError(
-                f"evaluation.metrics: '{self.reference.source}' holds statistics alone; accepted with it: "
-                '"fd", "inception_score", "match", "speed"'
-            )
+        """Of the reference's images, in blocks; not of one that is statistics alone."""
+        assert self._parts is not None
         return (outputs.features for outputs in read_parts(*self._parts))
 
     def all_features(self) -> NDArray[np.float32]:
