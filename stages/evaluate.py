@@ -134,9 +134,9 @@ def evaluate(
         check_owned()
         student.save(export, about, complete)
         check_owned()
-        # Last: it says that all the rest is there.
-        write_json(out / "metrics.json", metrics)
         remove_parts(out)
+        # Last: it says that all the rest is done.
+        write_json(out / "metrics.json", metrics)
     return _summary(metrics, out, export, did_nothing=False)
 
 

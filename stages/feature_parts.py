@@ -51,6 +51,7 @@ def compute_parts(
     """
     make_folders(folder)
     with Claims(folder) as claims:
+        claims.remove_leftovers()
         while missing := [number for number in range(len(parts)) if not _path(folder, number).is_file()]:
             advance(sum(map(len, parts)) - sum(len(parts[number]) for number in missing))
             taken = [number for number in missing if _make(folder, number, parts[number], compute, claims)]

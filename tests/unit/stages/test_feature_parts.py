@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.errors import InputError, Interrupted
 from hkdpipe.stages.feature_parts import Outputs, compute_parts, part_ranges, read_parts
 
@@ -93,6 +95,18 @@ def test_a_helper_leaves_what_another_process_computes(tmp_path: Path) -> None:
     compute_parts(tmp_path, PARTS, lambda part: compute("first", part), release, wait=True)
     helper.join()
     assert by == {"first": [4, 8], "helper": [0]}
+
+
+def test_the_claim_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    """Also of a part that it had finished."""
+    compute_parts(tmp_path, PARTS, outputs_of, ignore, wait=True)
+    with Claims(tmp_path) as claims:
+        assert claims.take("000001")
+        record = tmp_path / "claims/000001.json"
+        content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "pid": 2**22 + 1}))  # a number that no process has
+    compute_parts(tmp_path, PARTS, outputs_of, ignore, wait=True)
+    assert not list((tmp_path / "claims").iterdir())
 
 
 def test_a_damaged_part_is_computed_again(tmp_path: Path) -> None:
