@@ -82,9 +82,8 @@ def parse_manifest(values: Any, path: Path | str) -> tuple[Plan, list[ShardRecor
     shards = [ShardRecord.from_json(shard, path) for shard in values["shards"]]
     if len(shards) != plan.shards:
         raise InputError(f"{path}: {len(shards)} shards, but the plan has {plan.shards}")
-    identity = plan.identity()
     for k, shard in enumerate(shards):
-        if not fits(plan, identity, k, shard):
+        if not fits(plan, k, shard):
             raise InputError(f"{path}: shard {k} is not the plan's")
     return plan, shards
 
@@ -94,36 +93,31 @@ def missing_shards(root: Path, plan: Plan, among: Iterable[int] | None = None) -
 
     `among`: only these are looked at. What has no record costs no look of its own.
     """
-    identity = plan.identity()
     recorded = {path.name for path in (root / "records").glob("*.json")}
     return [
         k
         for k in (range(plan.shards) if among is None else among)
-        if record_path(root, k).name not in recorded or _valid_record(root, plan, identity, k) is None
+        if record_path(root, k).name not in recorded or valid_record(root, plan, k) is None
     ]
 
 
 def valid_record(root: Path, plan: Plan, k: int) -> ShardRecord | None:
     """The record of shard k; None unless it is the plan's and its files have the recorded sizes."""
-    return _valid_record(root, plan, plan.identity(), k)
-
-
-def _valid_record(root: Path, plan: Plan, identity: str, k: int) -> ShardRecord | None:
     path = record_path(root, k)
     try:
         record = ShardRecord.from_json(read_json(path), path)
     except InputError:
         return None
-    good = fits(plan, identity, k, record) and _sizes_are_right(root, record)
+    good = fits(plan, k, record) and _sizes_are_right(root, record)
     return record if good else None
 
 
-def fits(plan: Plan, identity: str, k: int, record: ShardRecord) -> bool:
+def fits(plan: Plan, k: int, record: ShardRecord) -> bool:
     """Whether a record is one of shard k under the plan, and all its trajectories lie within its file."""
     last = record.offset + (record.stop - record.start - 1) * record.stride
     return (
         record.index == k
-        and record.plan == identity
+        and record.plan == plan.identity()
         and record.file == FORMS[plan.form].shard_file(k)
         and record.labels.get("file", "") == FORMS[plan.form].labels_file(plan, k)
         and (record.start, record.stop) == plan.shard_range(k)

@@ -29,3 +29,8 @@ class Interrupted(HkdpipeError):
     """Stopped on request at a safe point; the same command goes on from there."""
 
     exit_code = 75
+
+
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, in one line; its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

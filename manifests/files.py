@@ -60,6 +60,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: missing") from None
 
 
+def read_json_if_there(path: Path) -> Any:
+    """Read JSON; None when the file is missing or is not JSON."""
+    try:
+        return read_json(path)
+    except InputError:
+        return None
+
+
 def parse_json(data: bytes, name: Path | str) -> Any:
     """JSON that was read from the file or URL `name`; InputError when it is not JSON in UTF-8."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -129,6 +130,10 @@ class Plan:
 
         So of all but the count, which may grow, and what is merely said of the teacher.
         """
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> str:
         return digest(self.identity_values())
 
     def identity_values(self) -> dict[str, Any]:

@@ -85,13 +85,13 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
     the records were made under.
     """
     plan, lines = findings.plan, findings.lines
-    identity, strangers, from_manifest = plan.identity(), 0, bool(findings.records)
+    strangers, from_manifest = 0, bool(findings.records)
     for k in range(plan.shards):
         path = record_path(root, k)
         record: ShardRecord | None = None
         try:
             record = ShardRecord.from_json(read_json(path), path)
-            strangers += record.plan != identity
+            strangers += record.plan != plan.identity()
         except InputError as error:
             if from_manifest:
                 lines.append(str(error))
@@ -100,7 +100,7 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
                 lines.append(f"{path}: not the manifest's record of shard {k}")
             else:
                 _check_written(path, record.to_json(), lines)
-            if not from_manifest and fits(plan, identity, k, record):
+            if not from_manifest and fits(plan, k, record):
                 findings.records[k] = record
         if fault := _fault(root, k, findings, checksums):
             findings.shards[k] = fault
@@ -132,11 +132,11 @@ def restore(root: Path, findings: Findings) -> None:
 
 def _fitting(root: Path, plan: Plan) -> int:
     """How many records are those of a plan's shards."""
-    identity, fitting = plan.identity(), 0
+    fitting = 0
     for k in range(plan.shards):
         path = record_path(root, k)
         with contextlib.suppress(InputError):
-            fitting += fits(plan, identity, k, ShardRecord.from_json(read_json(path), path))
+            fitting += fits(plan, k, ShardRecord.from_json(read_json(path), path))
     return fitting
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.settings import parse_section, setting
-from hkdpipe.pipeline.config import check_sections, read_toml
+from hkdpipe.manifests.settings import setting
+from hkdpipe.pipeline.config import check_sections, parse_sections, read_toml
 
 # Where and how a job runs decides no result.
 _setting = functools.partial(setting, kind="operational")
@@ -139,8 +139,6 @@ def read_cluster(path: Path) -> Cluster:
     values = read_toml(path)
     try:
         check_sections(values, SECTIONS)
-        return Cluster(
-            **{name: parse_section(cls, values.get(name, {}), name) for name, cls in SECTIONS.items()}
-        )
+        return Cluster(**parse_sections(values, SECTIONS))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

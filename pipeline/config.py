@@ -64,9 +64,7 @@ def resolve(preset: str | None, file: Path | None, stored: Path | None, override
     for override in overrides:
         name, key, value = _parse_override(override)
         values.setdefault(name, {})[key] = value
-    config = Config(
-        **{name: parse_section(cls, values.get(name, {}), name) for name, cls in SECTIONS.items()}
-    )
+    config = Config(**parse_sections(values, SECTIONS))
     validate(config)
     return config
 
@@ -124,6 +122,11 @@ def check_sections(values: Mapping[str, Any], known: Iterable[str]) -> None:
             raise UsageError(f"{name}: unknown section{nearest(name, known)}")
         if not isinstance(section, dict):
             raise UsageError(f"{name}: got a value; accepted: a section, [{name}]")
+
+
+def parse_sections(values: Mapping[str, Any], known: Mapping[str, type]) -> dict[str, Any]:
+    """Every known section, at its defaults where nothing is said. UsageError as `parse_section`."""
+    return {name: parse_section(cls, values.get(name, {}), name) for name, cls in known.items()}
 
 
 def toml_value(text: str) -> Any:

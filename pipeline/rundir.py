@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hkdpipe.manifests.claims import owning
-from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.files import make_folders, write_atomic
 from hkdpipe.pipeline.config import Config, dump, resolve
 
@@ -66,6 +66,11 @@ class RunDir:
     @property
     def slurm(self) -> Path:
         return self.path / "slurm"
+
+    def check_exists(self) -> None:
+        """InputError where this is not a run directory."""
+        if not self.config.is_file():
+            raise InputError(f"{self.config}: missing, so {self.path} is not a run directory")
 
     def states(self, config: Config) -> tuple[StageState, StageState, StageState]:
         """How far each stage is."""

@@ -13,10 +13,9 @@ from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.contents import missing_shards, valid_record
 from hkdpipe.manifests.errors import Interrupted, UsageError
 from hkdpipe.manifests.files import make_folders
-from hkdpipe.manifests.writing import begin, finish, write_shard
-from hkdpipe.stages.generate import WHOLE, claim_of
+from hkdpipe.manifests.writing import write_shard
+from hkdpipe.stages.generate import begin_beside_others, claim_of, finish_beside_others
 from hkdpipe.stages.reporting import Reporter, Summary
-from hkdpipe.stages.storage import check_storage
 
 
 def convert(source: Path, out: Path, form: str, *, reporter: Reporter, stop: Callable[[], bool]) -> Summary:
@@ -57,10 +56,7 @@ def _write(
     written = 0
     make_folders(out)
     with Claims(out) as claims:
-        with claims.waiting(WHOLE):
-            check_storage(out, plan, missing_shards(out, plan), reporter)
-            claims.remove_leftovers()
-            begin(out, plan)
+        begin_beside_others(out, plan, claims, reporter)
         with reporter.phase("converting", plan.shards, "shards") as advance:
             for k in missing_shards(out, plan):
                 if stop():
@@ -78,8 +74,4 @@ def _write(
                     written += 1
                 claims.release(claim_of(k))
                 advance(k + 1)
-        with claims.waiting(WHOLE):
-            missing = missing_shards(out, plan)
-            if not missing and not (out / "manifest.json").is_file():
-                finish(out, plan)
-    return written, missing
+        return written, finish_beside_others(out, claims)

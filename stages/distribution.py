@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from hkdpipe.manifests import rng
-from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import read_json, sha256_file, write_json
+from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.files import read_json_if_there, sha256_file, write_json
 from hkdpipe.manifests.settings import digest
 from hkdpipe.stages.by_class import Row, class_rows
 from hkdpipe.stages.evaluation_context import Context, Sampler
@@ -118,12 +118,14 @@ class Target:
         assert self._parts is not None
         return (outputs.features for outputs in read_parts(*self._parts))
 
+    @functools.cached_property
     def all_features(self) -> NDArray[np.float32]:
         return np.concatenate(list(self.features()))
 
     @property
-    def has_images(self) -> bool:
-        return self._parts is not None
+    def images(self) -> int:
+        """How many there are; 0 of statistics alone."""
+        return 0 if self.reference.images is None else len(self.reference.images)
 
 
 def measure_distribution(
@@ -136,8 +138,8 @@ def measure_distribution(
     if not context.first:
         return [], []
     rows = [found["row"] for found in kept]
-    if target.has_images:
-        rows.append(_halves_row(context, network, target.all_features()))
+    if target.images:
+        rows.append(_halves_row(context, network, target))
     return rows, [row for found in kept for row in found["per_class"]]
 
 
@@ -163,12 +165,9 @@ def _row(context: Context, subject: Subject, network: FeatureNetwork, target: Ta
     )
     name = "".join(letter if letter.isalnum() else "-" for letter in subject.name)
     path = context.out / "rows" / f"{name}-{subject.nfe}.json"
-    try:
-        kept = read_json(path)
-        if isinstance(kept, dict) and kept.get("identity") == identity:
-            return kept
-    except InputError:
-        pass
+    kept = read_json_if_there(path)
+    if isinstance(kept, dict) and kept.get("identity") == identity:
+        return kept
     count = settings.samples * settings.ranges
     parts = part_ranges(count, settings.batch_size)
     folder = path.with_name(f"{path.stem}-parts-{identity[:16]}")
@@ -247,11 +246,11 @@ def _measured(
     made = np.concatenate([part.features for part in first])
     logits = np.concatenate([part.logits for part in first])
     if "kid" in settings.metrics:
-        row |= kernel_distance(made, target.all_features())
+        row |= kernel_distance(made, target.all_features)
     if "inception_score" in settings.metrics:
         row |= inception_score(logits)
     if "precision_recall" in settings.metrics:
-        row |= precision_recall(made, target.all_features())
+        row |= precision_recall(made, target.all_features)
     judged = None
     if network.judges:
         likely = torch.from_numpy(logits).softmax(dim=1).numpy()
@@ -262,13 +261,18 @@ def _measured(
         if context.archive.plan.teacher["dataset"] == "digits":
             judged = likely.argmax(axis=1)
     asked = context.classes(0, count)
-    if asked is None or not target.has_images:
+    if asked is None or not target.images:
         return row, []
     if judged is not None:
         row["as_asked"] = float((judged == asked).mean())
-    real = target.all_features()
     return row, class_rows(
-        network.metric, context.archive.plan.classes, asked, made, judged, real, target.labels
+        network.metric,
+        context.archive.plan.classes,
+        asked,
+        made,
+        judged,
+        target.all_features,
+        target.labels,
     )
 
 
@@ -300,6 +304,7 @@ def _bootstrap(
 def _repeated(
     blocks: Iterator[NDArray[np.float32]], times: NDArray[np.int64]
 ) -> Iterator[NDArray[np.float32]]:
+    """Every feature as often as `times` (N,) says, in blocks."""
     first = 0
     for block in blocks:
         own = times[first : first + len(block)]
@@ -308,14 +313,16 @@ def _repeated(
         first += len(block)
 
 
-def _halves_row(context: Context, network: FeatureNetwork, features: NDArray[np.float32]) -> Row:
+def _halves_row(context: Context, network: FeatureNetwork, target: Target) -> Row:
     """The distance between two random halves of the reference: the mean of some divisions."""
-    half = len(features) // 2
+    count = target.images
+    half = count // 2
     distances = []
-    for division in range(HALVINGS if features.shape[1] < 1024 else HALVINGS_IN_MANY_DIMENSIONS):
-        order = rng.permutation(context.settings.seed, "halves", division, len(features))
-        one, other = (statistics([features[part]]) for part in (order[:half], order[half:]))
-        distances.append(frechet_distance(one, other))
+    few_dimensions = next(target.features()).shape[1] < 1024
+    for division in range(HALVINGS if few_dimensions else HALVINGS_IN_MANY_DIMENSIONS):
+        order = rng.permutation(context.settings.seed, "halves", division, count)
+        parts = (np.bincount(part, minlength=count) for part in (order[:half], order[half:]))
+        distances.append(frechet_distance(*(statistics(_repeated(target.features(), own)) for own in parts)))
     return {
         "name": "two halves of the reference",
         "nfe": 0,

@@ -6,7 +6,7 @@ import datetime
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,13 @@ import torch
 from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import make_folders, read_json, remove_temporaries, write_atomic, write_json
+from hkdpipe.manifests.files import (
+    make_folders,
+    read_json_if_there,
+    remove_temporaries,
+    write_atomic,
+    write_json,
+)
 from hkdpipe.manifests.settings import digest
 from hkdpipe.stages.by_class import merged
 from hkdpipe.stages.distribution import DISTRIBUTION, measure_distribution, remove_parts
@@ -96,7 +102,7 @@ def evaluate(
         context = context_of(trajectories, check_owned)
         for folder in (out, out / "rows", export.parent):
             remove_temporaries(folder)
-        previous = _read_if_there(out / "metrics.json")
+        previous = read_json_if_there(out / "metrics.json")
         if previous and previous.get("identity") == identity and (export / "config.json").is_file():
             return _summary(previous, out, export, did_nothing=True)
         measured = _measure(context, weights)
@@ -153,13 +159,6 @@ def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, An
             f"{path}: no checkpoint; accepted: a checkpoint, or a folder of them made by hkdpipe train"
         )
     return found
-
-
-def _read_if_there(path: Path) -> dict[str, Any] | None:
-    try:
-        return cast(dict[str, Any], read_json(path))
-    except InputError:
-        return None
 
 
 def _measure(context: Context, weights: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hkdpipe.stages.reporting import Reporter
 from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.sampler import edm_generators, evaluations, sample_trajectory
+from hkdpipe.trainer.sampler import edm_generators, evaluations, following_noise, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher
 
 Sampler = Callable[[Tensor, Tensor | None], Tensor]
@@ -60,8 +60,7 @@ class Context:
         """The evaluation's unit noise, which no archive and no other sampling uses."""
         if self.settings.edm_seeds:
             generators = edm_generators(self.settings.seed, range(start, stop), self.device)
-            shape = self.student.image_shape
-            return torch.stack([torch.randn(shape, generator=one, device=self.device) for one in generators])
+            return following_noise(generators, self.student.image_shape, torch.float32)
         values = rng.unit_noise(
             self.settings.seed, "evaluation", range(start, stop), self.student.image_shape
         )

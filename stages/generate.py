@@ -62,21 +62,11 @@ def generate(
     make_folders(out)
     started = time.monotonic()
     with Claims(out) as claims:
-        with claims.waiting(WHOLE):
-            # Before the plan is written: after a refusal another count or fewer states may be asked for.
-            check_storage(out, plan, missing_shards(out, plan), reporter)
-            claims.remove_leftovers()
-            begin(out, plan)
-            missing = missing_shards(out, plan)
+        begin_beside_others(out, plan, claims, reporter)
         made: list[int] = []
-        if missing:
+        if missing_shards(out, plan):
             made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop, wait)
-        with claims.waiting(WHOLE):
-            # Another worker may have been told to make more, and be done already.
-            last = planned(out)
-            missing = missing_shards(out, last)
-            if not missing and not (out / "manifest.json").is_file():
-                finish(out, last)
+        missing = finish_beside_others(out, claims)
     generated = _trajectories(plan, made)
     seconds = time.monotonic() - started
     stored = plan.count * plan.trajectory_bytes
@@ -109,6 +99,26 @@ def generate(
         },
         did_nothing=not made and not missing,
     )
+
+
+def begin_beside_others(out: Path, plan: Plan, claims: Claims, reporter: Reporter) -> None:
+    """Begin an archive, or go on with it. Raises as `check_storage` and `begin` do."""
+    with claims.waiting(WHOLE):
+        # Before the plan is written: after a refusal another count or fewer states may be asked for.
+        check_storage(out, plan, missing_shards(out, plan), reporter)
+        claims.remove_leftovers()
+        begin(out, plan)
+
+
+def finish_beside_others(out: Path, claims: Claims) -> list[int]:
+    """Write the manifest of an archive that has all its shards; returns those that are missing."""
+    with claims.waiting(WHOLE):
+        # Another worker may have been told to make more, and be done already.
+        plan = planned(out)
+        missing = missing_shards(out, plan)
+        if not missing and not (out / "manifest.json").is_file():
+            finish(out, plan)
+    return missing
 
 
 def make_plan(teacher: Teacher, settings: GenerationSettings, licence: str = "") -> Plan:

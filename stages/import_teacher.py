@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import make_folders, read_json, sha256_file
+from hkdpipe.manifests.files import make_folders, read_json_if_there, sha256_file
 from hkdpipe.stages.reporting import Summary
 from hkdpipe.trainer.teacher import load_teacher, save_teacher
 
@@ -58,8 +58,5 @@ def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary
 
 
 def _about(folder: Path) -> Any:
-    try:
-        config = read_json(folder / "config.json")
-    except InputError:
-        return None
+    config = read_json_if_there(folder / "config.json")
     return config.get("about") if isinstance(config, dict) else None

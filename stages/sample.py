@@ -22,7 +22,14 @@ from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import TeacherSampling
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods import load_model
-from hkdpipe.trainer.sampler import Churn, edm_generators, evaluations, sample_stochastic, sample_trajectory
+from hkdpipe.trainer.sampler import (
+    Churn,
+    edm_generators,
+    evaluations,
+    following_noise,
+    sample_stochastic,
+    sample_trajectory,
+)
 from hkdpipe.trainer.teacher import load_teacher
 
 BATCH_SIZE = 256
@@ -97,13 +104,9 @@ def _noise(
     """Unit noise (N, *shape) that images start from, and by the step's number that which churn adds."""
     if edm_seeds:
         generators = edm_generators(seed, indices, device)
-
-        def following(dtype: torch.dtype) -> Tensor:
-            drawn = [torch.randn(shape, generator=one, device=device, dtype=dtype) for one in generators]
-            return torch.stack(drawn)
-
         # EDM draws the start in the network's precision and what follows in the state's.
-        return following(torch.float32), lambda step: following(torch.float64)
+        start = following_noise(generators, shape, torch.float32)
+        return start, lambda step: following_noise(generators, shape, torch.float64)
 
     def of(purpose: str) -> Tensor:
         return torch.from_numpy(rng.unit_noise(seed, purpose, indices, shape)).to(device)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hkdpipe.manifests.contents import describe
-from hkdpipe.manifests.errors import InputError
-from hkdpipe.manifests.files import read_json
+from hkdpipe.manifests.files import read_json_if_there
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.reporting import duration
 from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
@@ -65,10 +64,7 @@ def evaluation_state(
     rows = len(list((folder / "rows").glob("*.json")))
     total = len(settings.metrics)
     found = newest_state(training_folder / "checkpoints")
-    try:
-        metrics = read_json(folder / "metrics.json")
-    except InputError:
-        metrics = None
+    metrics = read_json_if_there(folder / "metrics.json")
     if metrics is None or found is None:
         state: Completeness = "partial" if rows else "absent"
         return StageState("evaluation", state, 0, total, "metrics", f"{rows} rows measured" if rows else "")
@@ -83,10 +79,7 @@ def evaluation_state(
 def newest_state(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose state.json can be read, without checking its weights."""
     for path in sorted(checkpoints.glob("step-*"), reverse=True):
-        try:
-            state = read_json(path / "state.json")
-        except InputError:
-            continue
+        state = read_json_if_there(path / "state.json")
         if isinstance(state, dict) and isinstance(state.get("seen"), int):
             return path, state
     return None

@@ -74,7 +74,7 @@ def train(
             if not did_nothing:
                 with closing(Reader(trajectories, training, reporter.line)) as reading:
                     _fit(state, reading, distance, identity, out, world, device, reporter, stop, check_owned)
-                replaced = sum_over_processes(reading.replaced(state.seen), world, device)
+                replaced = sum_over_processes(reading.replaced(state.seen), world)
     checkpoint = checkpoints(out / "checkpoints")[-1]
     trained_on = len(trajectories) - training.validation
     epochs = state.seen / trained_on

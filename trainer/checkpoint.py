@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.errors import InputError, first_line
 from hkdpipe.manifests.files import atomic_folder, read_json, remove_folder, sha256_file, write_json
 from hkdpipe.trainer.loss_scale import LossScale
 from hkdpipe.trainer.teacher import read_weights
@@ -171,8 +171,7 @@ def restore(path: Path, state: TrainingState[Any], saved: dict[str, Any]) -> Non
         optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(optimizer)
     except Exception as error:  # unpickling what is something else raises anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path / OPTIMIZER}: not the optimiser's state ({reason})") from None
+        raise InputError(f"{path / OPTIMIZER}: not the optimiser's state ({first_line(error)})") from None
     state.step, state.seen = saved["step"], saved["seen"]
     state.skipped = state.skipped.new_tensor(saved["skipped"])
     if state.loss_scale is not None:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hkdpipe.manifests.errors import HkdpipeError, UsageError
+from hkdpipe.manifests.errors import HkdpipeError, UsageError, first_line
 from hkdpipe.trainer.world import World, meeting_place
 
 
@@ -57,7 +57,7 @@ def connected(world: World, device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise HkdpipeError(
-            f"the {world.size} processes of this training did not meet at {address} ({_first_line(error)})"
+            f"the {world.size} processes of this training did not meet at {address} ({first_line(error)})"
         ) from None
     try:
         yield
@@ -99,12 +99,12 @@ def copy_from_first(tensors: Sequence[Tensor], world: World) -> None:
                 dist.broadcast(tensor, 0)
 
 
-def sum_over_processes(value: int, world: World, device: torch.device) -> int:
-    """The sum of a number over the processes, on every process."""
+def sum_over_processes(value: int, world: World) -> int:
+    """The sum of a number over the processes, on every process. GPUs are not waited for."""
     if world.size == 1:
         return value
-    total = torch.tensor(value, device=device)
-    dist.all_reduce(total)
+    total = torch.tensor(value)
+    _all_reduce(total, dist.ReduceOp.SUM)
     return int(total.item())
 
 
@@ -124,10 +124,6 @@ def _one_line_if_a_process_is_gone() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise HkdpipeError(
-            f"another process of this training is gone, so this one ends too ({_first_line(error)}); the "
+            f"another process of this training is gone, so this one ends too ({first_line(error)}); the "
             "same command goes on from the last checkpoint"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.errors import InputError, UsageError, first_line
 
 VARIABLE = "HKDPIPE_INCEPTION"
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -67,8 +67,7 @@ def load_inception(path: Path, device: torch.device) -> Inception:
             "inception-v3-compat", [_FEATURES, _LOGITS], feature_extractor_weights_path=_as_file(weights)
         )
     except Exception as error:  # what is something else raises anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: not the weights of Inception-v3, {FILE} ({reason})") from None
+        raise InputError(f"{path}: not the weights of Inception-v3, {FILE} ({first_line(error)})") from None
     return Inception(network.to(device), hashlib.sha256(data).hexdigest())
 
 

@@ -37,6 +37,15 @@ class Batch:
         moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
         return dataclasses.replace(self, **moved)
 
+    def flat(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Every state by itself: states (B s, C, H, W), sigmas (B s,) and labels (B s, label_dim)."""
+        labels = None if self.labels is None else self.for_each_state(self.labels)
+        return self.states.flatten(0, 1), self.sigmas.flatten(), labels
+
+    def for_each_state(self, values: Tensor) -> Tensor:
+        """Values of trajectories (B, ...) for each of their states, (B s, ...)."""
+        return values.repeat_interleave(self.sigmas.shape[1], dim=0)
+
     def with_states(self, which: slice) -> Batch:
         """With some of the s states alone."""
         chosen = {name: getattr(self, name)[:, which] for name in ("states", "numbers", "sigmas")}
@@ -71,11 +80,11 @@ def distillation_loss(
 
     With one time per trajectory: d of that time. With s: d of the start plus the mean of the others.
     """
-    times = batch.sigmas.shape[1]
-    labels = None if batch.labels is None else batch.labels.repeat_interleave(times, dim=0)
-    images = model(batch.states.flatten(0, 1), batch.sigmas.flatten(), labels)
-    ends = batch.ends.repeat_interleave(times, dim=0)
-    return image_terms(images, ends, shares(batch, training), distance, training, progress)
+    states, sigmas, labels = batch.flat()
+    images = model(states, sigmas, labels)
+    return image_terms(
+        images, batch.for_each_state(batch.ends), shares(batch, training), distance, training, progress
+    )
 
 
 def image_terms(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.errors import InputError, UsageError, first_line
 from hkdpipe.trainer.classifier import load_classifier
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -112,8 +112,9 @@ def _lpips(name: str, file: Path, device: torch.device, size: int) -> Distance:
         trunk = getattr(torchvision.models, BACKBONES[name][0])(weights=None)
         trunk.load_state_dict(weights)
     except Exception as error:  # unpickling a file that is something else raises anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file}: not torchvision's {BACKBONES[name][0]} weights ({reason})") from None
+        raise InputError(
+            f"{file}: not torchvision's {BACKBONES[name][0]} weights ({first_line(error)})"
+        ) from None
     with contextlib.redirect_stdout(io.StringIO()):  # lpips announces itself
         network = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
     network.net.load_state_dict(_sliced(trunk, network.net))

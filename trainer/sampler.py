@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -143,3 +143,12 @@ def evaluations(steps: int, solver: str = "heun") -> int:
 def edm_generators(seed: int, indices: Iterable[int], device: torch.device) -> list[torch.Generator]:
     """A generator for each image, as EDM's own scripts seed them; on a GPU, that GPU's."""
     return [torch.Generator(device).manual_seed((seed + index) % 2**32) for index in indices]
+
+
+def following_noise(
+    generators: Sequence[torch.Generator], shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """What the generators draw next: unit noise (N, *shape), an image from each."""
+    return torch.stack(
+        [torch.randn(shape, generator=one, device=one.device, dtype=dtype) for one in generators]
+    )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from hkdpipe.manifests.errors import InputError
 from hkdpipe.pipeline import slurm
 from hkdpipe.pipeline.options import FOLDER, json_option, next_command, quiet_option
 from hkdpipe.pipeline.progress import report
@@ -25,8 +24,7 @@ def command(run_dir: Path, quiet: bool, as_json: bool) -> None:
       hkdpipe cancel --run-dir /data/cifar10
     """
     run = RunDir(run_dir)
-    if not run.config.is_file():
-        raise InputError(f"{run.config}: missing, so {run.path} is not a run directory")
+    run.check_exists()
     jobs = slurm.read_jobs(run)
     tasks = slurm.tasks(jobs)
     live = [job for job in jobs if slurm.is_live(slurm.states_of(job, tasks))]

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hkdpipe.manifests.errors import HkdpipeError, InputError
+from hkdpipe.manifests.errors import HkdpipeError
 from hkdpipe.pipeline import slurm
 from hkdpipe.pipeline.config import resolve
 from hkdpipe.pipeline.options import FOLDER, json_option, next_command
@@ -30,8 +30,7 @@ def command(run_dir: Path, as_json: bool) -> None:
       hkdpipe status --run-dir runs/digits --json
     """
     run = RunDir(run_dir)
-    if not run.config.is_file():
-        raise InputError(f"{run.config}: missing, so {run.path} is not a run directory")
+    run.check_exists()
     config = resolve(None, None, run.config, ())
     record = read_record(run.record, lambda text: click.echo(text, err=True))
     states = run.states(config)

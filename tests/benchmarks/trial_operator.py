@@ -16,7 +16,6 @@ nothing reaches that as well, which R2 shows.
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from hkdpipe.trainer.frechet import frechet_distance, statistics
 from hkdpipe.trainer.images import load_images
 from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.skill import koopman_skill, squared_errors, without_evolution
 
 HELD_OUT, FITTED, IMAGES, BATCH = 512, 4096, 8192, 512
 
@@ -54,14 +54,6 @@ def frechet(model: HKD) -> float:
     return frechet_distance(statistics(made()), statistics([target]))
 
 
-def without_operator(model: HKD) -> HKD:
-    """A copy whose evolution is the identity."""
-    idle = copy.deepcopy(model)
-    for operator in idle.koopman.parameters():
-        operator.zero_()
-    return idle
-
-
 def observables(model: HKD, archive: Archive, indices: range, state: int) -> list[Tensor]:
     """E(x_t, t) of a stored state of some trajectories: (N, C, H, W) of each tensor, finest first."""
     sigma = torch.full((BATCH,), float(archive.sigmas[state]))
@@ -71,14 +63,6 @@ def observables(model: HKD, archive: Archive, indices: range, state: int) -> lis
         x = torch.from_numpy(stored).float()
         parts.append(model.encode(x, sigma[: len(x)]))
     return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-
-
-def squares(one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[int, float]:
-    """|one - other|^2 by level, which is the height of its tensors."""
-    sums: dict[int, float] = {}
-    for a, b in zip(one, other, strict=True):
-        sums[a.shape[2]] = sums.get(a.shape[2], 0.0) + float((a - b).square().sum())
-    return sums
 
 
 def fitted(model: HKD, archive: Archive, start: Sequence[Tensor]) -> list[Tensor]:
@@ -96,25 +80,31 @@ def fitted(model: HKD, archive: Archive, start: Sequence[Tensor]) -> list[Tensor
 
 @torch.inference_mode()
 def report(model: HKD, archive: Archive) -> None:
-    print(f"fd_digits {frechet(model):.2f}, with A = 0 {frechet(without_operator(model)):.2f}")
-    held_out, last = range(HELD_OUT), len(archive.sigmas) - 2
-    images = torch.from_numpy(archive.read(held_out, [last + 1])[:, 0]).float()
-    ends = observables(model, archive, held_out, last)
-    levels = sorted({tensor.shape[2] for tensor in ends}, reverse=True)
-    print("  sigma     mse " + " ".join(f"{level:>3}x{level:<3}" for level in levels))
+    print(f"fd_digits {frechet(model):.2f}, with A = 0 {frechet(without_evolution(model)):.2f}")
+    last = len(archive.sigmas) - 2
+    states = torch.from_numpy(archive.read(range(HELD_OUT), range(last + 2))).float()
+    sigmas = archive.sigmas.tolist()
+    skill = koopman_skill(model, states[:, :-1], sigmas[:-1])
+    print("  sigma     mse " + " ".join(f"{level:>3}x{level:<3}" for level in skill))
     for state in range(last):
-        sigma = torch.tensor([float(archive.sigmas[state])])
-        start = observables(model, archive, held_out, state)
-        z = model.evolve(start, sigma, torch.tensor([model.sigma_min]))
-        mse = float((model.decode(z) - images).square().mean())
-        error, change = squares(z, ends), squares(start, ends)
-        skill = " ".join(f"{1 - error[level] / change[level]:7.2f}" for level in levels)
-        print(f"{sigma.item():7.3f} {mse:7.4f} {skill}")
-        if state == 0:
-            spread = squares(ends, [tensor.mean(dim=0, keepdim=True) for tensor in ends])
-            best = squares(fitted(model, archive, start), ends)
-            r2 = " ".join(f"{1 - error[level] / spread[level]:7.2f}" for level in levels)
-            bound = " ".join(f"{1 - best[level] / change[level]:7.2f}" for level in levels)
+        sigma = torch.tensor([sigmas[state]])
+        made = model.predict(states[:, state], sigma.expand(HELD_OUT))
+        mse = float((made - states[:, -1]).square().mean())
+        cells = " ".join(f"{of_level[state]:7.2f}" for of_level in skill.values())
+        print(f"{sigma.item():7.3f} {mse:7.4f} {cells}")
+    ends, start = (observables(model, archive, range(HELD_OUT), state) for state in (last, 0))
+    z = model.evolve(start, torch.tensor([sigmas[0]]), torch.tensor([model.sigma_min]))
+    error, spread, change, best = (
+        squared_errors(tensors, ends)
+        for tensors in (
+            z,
+            [tensor.mean(dim=0, keepdim=True) for tensor in ends],
+            start,
+            fitted(model, archive, start),
+        )
+    )
+    r2 = " ".join(f"{1 - error[level] / spread[level]:7.2f}" for level in skill)
+    bound = " ".join(f"{1 - best[level] / change[level]:7.2f}" for level in skill)
     print(f"at the start: R2       {r2}\n              best A   {bound}", flush=True)
 
 

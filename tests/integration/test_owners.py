@@ -81,7 +81,8 @@ def test_who_lost_a_folder_writes_nothing_more(
         {name: data for name, data in found.items() if allowed not in name and "claims/0" not in name}
         for found in (content(tmp_path), then[0])
     )
-    assert now == before
+    # A checkpoint that was being written in the background never appears.
+    assert now == {name: data for name, data in before.items() if ".tmp/" not in name}
 
 
 @pytest.mark.parametrize("place", [(3, loop, "step"), (1, HKD, "save")])

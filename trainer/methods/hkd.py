@@ -45,14 +45,14 @@ class HKD(Student):
             )
         unet = build_unet(self.arch)
         self.encoder, self.decoder = unet.part("enc"), unet.part("dec")
-        shapes = unet.skip_shapes()
-        evolved = {"full": range(len(shapes)), "bottleneck": [len(shapes) - 1], "none": []}[
-            settings.hierarchy
-        ]
+        self.shapes = unet.skip_shapes()
+        """(C, H, W) of every observable, finest first."""
+        last = len(self.shapes) - 1
+        evolved = {"full": range(last + 1), "bottleneck": [last], "none": []}[settings.hierarchy]
         self.koopman = nn.ModuleDict(
             {
                 str(index): KoopmanOperator(
-                    *shapes[index], settings.sharing, settings.rank, settings.alpha_bound
+                    *self.shapes[index], settings.sharing, settings.rank, settings.alpha_bound
                 )
                 for index in evolved
             }
@@ -130,18 +130,12 @@ class HKD(Student):
         if not training.latent_weight:
             return distillation_loss(module, batch, distance, training, progress)
         drawn, last = batch.with_states(slice(-1)), batch.with_states(slice(-1, None))
-        times = drawn.sigmas.shape[1]
-
-        def for_each_time(values: Tensor) -> Tensor:
-            return values.repeat_interleave(times, dim=0)
-
-        labels = None if batch.labels is None else for_each_time(batch.labels)
-        images, z = module(drawn.states.flatten(0, 1), drawn.sigmas.flatten(), labels, observables=True)
-        share = shares(drawn, training)
-        terms = image_terms(images, for_each_time(batch.ends), share, distance, training, progress)
+        images, z = module(*drawn.flat(), observables=True)
+        share, ends = shares(drawn, training), drawn.for_each_state(batch.ends)
+        terms = image_terms(images, ends, share, distance, training, progress)
         with torch.no_grad():
-            end = self.observe(last.states.flatten(0, 1), last.sigmas.flatten(), batch.labels)
-        errors = latent_error(z, [for_each_time(target) for target in end])
+            end = self.observe(*last.flat())
+        errors = latent_error(z, [drawn.for_each_state(target) for target in end])
         terms["latent"] = weighted_sum(errors, share.to(errors))
         terms["loss"] = terms["loss"] + training.latent_weight * terms["latent"]
         return terms

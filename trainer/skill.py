@@ -1,0 +1,71 @@
+"""What the Koopman operators of a trained student do: their skill, their size, the student without them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hkdpipe.trainer.koopman import KoopmanOperator
+from hkdpipe.trainer.methods.hkd import HKD
+
+
+@torch.no_grad()
+def koopman_skill(
+    model: HKD, states: Tensor, sigmas: Sequence[float], labels: Tensor | None = None
+) -> dict[int, list[float]]:
+    """1 - |exp(A dt) E(x_t) - E(x_end)|^2 / |E(x_t) - E(x_end)|^2 of every stored state but the last of them.
+
+    `states` (N, n, C, H, W) are those of N trajectories at the noise levels `sigmas`, which decrease and are
+    above 0; the last one is the end. By level, which is the height of its tensors, finest first; the squares
+    are summed over trajectories and over the tensors of a level. 1: evolving leads to the observables of the
+    end; 0: it is no better than leaving them as they are, as without an operator (which gives exactly 0).
+    """
+    end = states.new_tensor([sigmas[-1]])
+
+    def observables(state: int) -> list[Tensor]:
+        return model.encode(states[:, state], states.new_full((len(states),), sigmas[state]), labels)
+
+    targets = observables(len(sigmas) - 1)
+    skill: dict[int, list[float]] = {tensor.shape[2]: [] for tensor in targets}
+    for state, sigma in enumerate(sigmas[:-1]):
+        found = observables(state)
+        reached = model.evolve(found, states.new_tensor([sigma]), end)
+        error, change = squared_errors(reached, targets), squared_errors(found, targets)
+        for level in skill:
+            skill[level].append(1 - error[level] / change[level])
+    return skill
+
+
+def squared_errors(one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[int, float]:
+    """|one - other|^2 by level, which is the height of its tensors."""
+    sums: dict[int, float] = {}
+    for a, b in zip(one, other, strict=True):
+        sums[a.shape[2]] = sums.get(a.shape[2], 0.0) + float((a - b).double().square().sum())
+    return sums
+
+
+def without_evolution(model: HKD) -> HKD:
+    """A copy with A = 0, whose observables stay as they are."""
+    idle = copy.deepcopy(model)
+    with torch.no_grad():
+        for operator in idle.koopman.values():
+            assert isinstance(operator, KoopmanOperator)
+            operator.alpha.zero_()
+            operator.beta.zero_()
+    return idle
+
+
+@torch.no_grad()
+def largest_eigenvalues(model: HKD) -> dict[int, tuple[float, float]]:
+    """The largest |alpha| and |beta| of every level that has an operator, by the height of its tensors."""
+    largest: dict[int, tuple[float, float]] = {}
+    for name, operator in model.koopman.items():
+        assert isinstance(operator, KoopmanOperator)
+        level = model.shapes[int(name)][1]
+        alpha, beta = (float(part.abs().max()) for part in operator.eigenvalues())
+        known = largest.get(level, (0.0, 0.0))
+        largest[level] = (max(alpha, known[0]), max(beta, known[1]))
+    return largest
