@@ -68,6 +68,20 @@ class JobSettings:
         """Processes of a node."""
         return max(1, self.gpus)
 
+    @property
+    def torchrun(self) -> bool:
+        """Whether a torchrun on each node starts them, instead of srun."""
+        return False
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Tasks that srun starts on a node."""
+        return 1 if self.torchrun else self.processes
+
+    @property
+    def cpus_per_task(self) -> int:
+        return self.cpus * self.processes // self.tasks_per_node
+
 
 @dataclass(frozen=True)
 class GenerationJob(JobSettings):
@@ -82,13 +96,25 @@ class TrainingJob(JobSettings):
     """[training]: one job over all of its nodes."""
 
     nodes: int = _setting(1, "nodes", minimum=1)
+    launcher: str = _setting(
+        "srun",
+        "what starts the processes: 'srun', or a 'torchrun' on each node",
+        choices=("srun", "torchrun"),
+    )
+
+    @property
+    def together(self) -> bool:
+        """Whether there are several processes, on all nodes."""
+        return self.nodes * self.processes > 1
+
+    @property
+    def torchrun(self) -> bool:
+        return self.launcher == "torchrun" and self.together
 
 
 @dataclass(frozen=True)
 class EvaluationJob(JobSettings):
-    """[evaluation]: one process."""
-
-    gpus: int = _setting(1, "GPUs, with one process; 0: it works on CPUs", minimum=0, maximum=1)
+    """[evaluation]: one job on one node."""
 
 
 @dataclass(frozen=True)

@@ -45,23 +45,40 @@ MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
 export MASTER_ADDR MASTER_PORT
 """
 
+# Whatever its processes exit with, torchrun exits with 1: that they were stopped at a safe point they tell by
+# a file. A torchrun that knows these settings passes USR2 on, and has patience.
+_TORCHRUN_BEGIN = """\
+export PET_MASTER_ADDR="$MASTER_ADDR" PET_MASTER_PORT="$MASTER_PORT"
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2 PET_SHUTDOWN_TIMEOUT={notice}
+export HKDPIPE_STOPPED={folder}/stopped-"$SLURM_JOB_ID"
+rm -f "$HKDPIPE_STOPPED"
+# The task expands what stands in single quotes: it alone knows the number of its node.
+# shellcheck disable=SC2016
+"""
+_TORCHRUN_END = """\
+if [ -e "$HKDPIPE_STOPPED" ]; then
+    code=75
+    rm "$HKDPIPE_STOPPED"
+fi
+"""
+
 
 def job_script(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> str:
     """The script of `stage` of the run; relative paths in its configuration are those of `folder`."""
     settings: JobSettings = getattr(cluster, stage)
-    command = [*_program(cluster.cluster), COMMANDS[stage], "--run-dir", str(run.path.absolute())]
-    command += ["--device", "cuda" if settings.gpus else "cpu"]
+    arguments = [COMMANDS[stage], "--run-dir", str(run.path.absolute())]
+    arguments += ["--device", "cuda" if settings.gpus else "cpu"]
     if stage == "generation":
-        command.append("--wait")
+        arguments.append("--wait")
+    begin, end = _around(settings, run, cluster.cluster)
     # Workers of an archive do without one another, the processes of a training do not.
     needed = stage == "training"
     step = [
         "srun",
-        f"--cpus-per-task={settings.cpus}",
+        f"--cpus-per-task={settings.cpus_per_task}",
         f"--kill-on-bad-exit={needed:d}",
         *cluster.cluster.srun,
     ]
-    together = isinstance(settings, TrainingJob) and settings.nodes * settings.processes > 1
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _options(stage, run, cluster, folder)),
@@ -74,8 +91,8 @@ def job_script(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> str:
         f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{settings.cpus}}}"',
         *cluster.cluster.environment,
         "code=0",
-        f"{_MEETING if together else ''}{shlex.join([*step, *command])} || code=$?",
-        "",
+        f"{begin}{shlex.join([*step, *_started(settings, cluster.cluster), *arguments])} || code=$?",
+        end,
         _END,
     ]
     return "\n".join(lines)
@@ -106,8 +123,8 @@ def _options(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> list[st
         "qos": common.qos,
         "constraint": common.constraint,
         "nodes": str(settings.nodes if isinstance(settings, TrainingJob) else 1),
-        "ntasks-per-node": str(settings.processes),
-        "cpus-per-task": str(settings.cpus),
+        "ntasks-per-node": str(settings.tasks_per_node),
+        "cpus-per-task": str(settings.cpus_per_task),
         "gres": f"{common.gres}:{settings.gpus}" if settings.gpus else "",
         "mem": settings.memory,
         "time": settings.time,
@@ -121,11 +138,36 @@ def _options(stage: str, run: RunDir, cluster: Cluster, folder: Path) -> list[st
     return [*given, "--requeue", *common.extra]
 
 
-def _program(common: ClusterSettings) -> list[str]:
+def _around(settings: JobSettings, run: RunDir, common: ClusterSettings) -> tuple[str, str]:
+    """What stands before and after the line that starts the stage's processes."""
+    if not (isinstance(settings, TrainingJob) and settings.together):
+        return "", ""
+    if not settings.torchrun:
+        return _MEETING, ""
+    folder = shlex.quote(str(run.slurm.absolute()))
+    return _MEETING + _TORCHRUN_BEGIN.format(folder=folder, notice=common.notice), _TORCHRUN_END
+
+
+def _started(settings: JobSettings, common: ClusterSettings) -> list[str]:
+    """hkdpipe on the nodes, behind all that starts it."""
     if common.program:
         program = common.program
     elif common.container:
         program = "hkdpipe"
     else:
         program = str(Path(sys.executable).with_name("hkdpipe"))
-    return [*shlex.split(common.container), program]
+    container = shlex.split(common.container)
+    if not settings.torchrun:
+        return [*container, program]
+    torchrun = [str(Path(program).with_name("torchrun")), "--no-python"]
+    nodes = settings.nodes if isinstance(settings, TrainingJob) else 1
+    torchrun += [f"--nnodes={nodes}", f"--nproc-per-node={settings.processes}"]
+    return [
+        "bash",
+        "-c",
+        'PET_NODE_RANK="$SLURM_NODEID" exec "$@"',
+        "torchrun",
+        *container,
+        *torchrun,
+        program,
+    ]

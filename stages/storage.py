@@ -19,17 +19,25 @@ def check_storage(root: Path, plan: Plan, missing: Sequence[int], reporter: Repo
     """
     if not missing:
         return
-    trajectories = sum(stop - start for start, stop in map(plan.shard_range, missing))
-    need = trajectories * plan.trajectory_bytes
+    need, product = needed(plan, missing)
     free = shutil.disk_usage(root).free
-    product = f"{trajectories:,} trajectories x {len(plan.sigmas)} states x {in_bytes(plan.state_bytes)}"
     place = _mount_point(root)
     if need > free:
         raise HkdpipeError(
-            f"{root}: {product} = {in_bytes(need)} are to be stored, {in_bytes(free)} are free on {place}; "
+            f"{root}: {product} are to be stored, {in_bytes(free)} are free on {place}; "
             "take a smaller generation.count, fewer generation.store_steps, or another folder"
         )
-    reporter.line(f"storage: {product} = {in_bytes(need)}; {in_bytes(free)} free on {place}")
+    reporter.line(f"storage: {product}; {in_bytes(free)} free on {place}")
+
+
+def needed(plan: Plan, missing: Sequence[int]) -> tuple[int, str]:
+    """The bytes of the missing shards' states, and how they come about."""
+    trajectories = sum(stop - start for start, stop in map(plan.shard_range, missing))
+    need = trajectories * plan.trajectory_bytes
+    return need, (
+        f"{trajectories:,} trajectories x {len(plan.sigmas)} states x {in_bytes(plan.state_bytes)} "
+        f"= {in_bytes(need)}"
+    )
 
 
 def in_bytes(number: int) -> str:

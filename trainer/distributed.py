@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # known where it is available
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from hkdpipe.manifests.errors import HkdpipeError, UsageError, first_line
 from hkdpipe.trainer.world import World, meeting_place
+
+PATIENCE = datetime.timedelta(minutes=10)
+GRACE = datetime.timedelta(seconds=5)
+"""For the processes that are left to see that one is gone."""
+
+
+class _ProcessGone(HkdpipeError):
+    """What connects the processes failed."""
 
 
 def choose_device(name: str, world: World) -> torch.device:
@@ -40,7 +51,7 @@ def choose_device(name: str, world: World) -> torch.device:
 def connected(world: World, device: torch.device) -> Iterator[None]:
     """A process group around the body, nothing for one process: gloo for tensors on CPUs, NCCL on GPUs.
 
-    Raises HkdpipeError where the processes do not meet, or one of them is gone.
+    Raises HkdpipeError, which names the processes that did not come, or that are gone.
     """
     if world.size == 1:
         yield
@@ -50,19 +61,73 @@ def connected(world: World, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    try:
+    store = _meet(world)
+    with _one_line_if_a_process_is_gone():
         dist.init_process_group(
-            backend, rank=world.rank, world_size=world.size, timeout=datetime.timedelta(minutes=10)
+            backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
         )
-    except RuntimeError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise HkdpipeError(
-            f"the {world.size} processes of this training did not meet at {address} ({first_line(error)})"
-        ) from None
     try:
         yield
-    finally:
+    except _ProcessGone as error:
+        # Who waits for this one in vain shall see it at once, and not be taken for gone.
         dist.destroy_process_group()
+        gone = _absent(store, "ended", world, GRACE)
+        raise HkdpipeError(
+            f"{_named(gone)} of this training {'are' if len(gone) > 1 else 'is'} gone, so this one ends too "
+            f"({error}); the same command goes on from the last checkpoint"
+        ) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet(world: World) -> Store:
+    """A store that all processes have come to."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    failed = f"the {world.size} processes of this training did not meet at {address}:{port}"
+    try:
+        opened: Store = TCPStore(
+            address,
+            port,
+            is_master=world.first and not hosted,
+            timeout=PATIENCE,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        # torchrun keeps its store when it starts the processes again.
+        store = PrefixStore(f"hkdpipe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", opened)
+        absent = _absent(store, "came", world, PATIENCE)
+    except RuntimeError as error:
+        raise HkdpipeError(f"{failed} ({first_line(error)})") from None
+    if absent:
+        raise HkdpipeError(f"{failed}: {_named(absent)} did not come within {PATIENCE.seconds} s")
+    return store
+
+
+def _absent(store: Store, event: str, world: World, patience: datetime.timedelta) -> list[int]:
+    """Tell of an event of this process; returns the other ones that do not in time."""
+    if world.first:
+        patience += GRACE  # the store is gone with it
+    deadline = time.monotonic() + patience.total_seconds()
+    absent = [rank for rank in range(world.size) if rank != world.rank]
+    try:
+        store.set(f"{event}/{world.rank}", "")
+        # Asked again and again: what fails while it waits in torch writes warnings.
+        while absent := [rank for rank in absent if not store.check([f"{event}/{rank}"])]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    except RuntimeError:
+        return [0]
+    return absent
+
+
+def _named(ranks: Sequence[int]) -> str:
+    """Processes by their ranks."""
+    if not ranks:
+        return "the connection"
+    return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def any_process(flags: Sequence[bool], world: World) -> list[bool]:
@@ -123,7 +188,4 @@ def _one_line_if_a_process_is_gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise HkdpipeError(
-            f"another process of this training is gone, so this one ends too ({first_line(error)}); the "
-            "same command goes on from the last checkpoint"
-        ) from None
+        raise _ProcessGone(first_line(error)) from None

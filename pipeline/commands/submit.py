@@ -93,6 +93,8 @@ def command(
     _check_predecessors(run, plan, live, tasks)
 
     if dry_run:
+        if plan["generation"] == MISSING:
+            print(f"# {_archive(config, run)}\n")
         _print(run, cluster, plan, live, after)
         return
     if MISSING in plan.values():
@@ -184,6 +186,21 @@ def _after(stage: str, numbers: Mapping[str, str], given: str | None) -> str | N
     names = list(COMMANDS)
     place = names.index(stage)
     return numbers.get(names[place - 1], given) if place else given
+
+
+def _archive(config: Config, run: RunDir) -> str:
+    """What generation has left to store."""
+    from hkdpipe.manifests.contents import missing_shards
+    from hkdpipe.stages.generate import make_plan
+    from hkdpipe.stages.storage import needed
+    from hkdpipe.trainer.teacher import load_teacher
+
+    try:
+        archive = make_plan(load_teacher(config.teacher.source), config.generation)
+    except HkdpipeError as error:
+        return f"archive: of unknown size here ({error})"
+    missing = missing_shards(run.trajectories, archive)
+    return f"archive: {needed(archive, missing)[1]}, in {len(missing):,} shards"
 
 
 def _print(

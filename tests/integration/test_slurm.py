@@ -14,7 +14,7 @@ from commands import HKDPIPE, TORCHRUN, Ran, hkdpipe, run, succeeded
 from slurm_cluster import Cluster, missing_programs
 from test_killed_at_random import content, different
 from test_workers import LONG
-from tiny import EVALUATION, KOOPMAN, TRAINING, Inputs, settings
+from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, Inputs, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -55,11 +55,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Submitted:
     """A run directory and its jobs."""
 
-    def __init__(self, cluster: Cluster, folder: Path, name: str = "run") -> None:
+    def __init__(self, cluster: Cluster, folder: Path, name: str = "run", file: str = CLUSTER) -> None:
         self.cluster = cluster
         self.folder = folder
         self.path = folder / name
-        (folder / "cluster.toml").write_text(CLUSTER)
+        (folder / "cluster.toml").write_text(file)
 
     def hkdpipe(self, *arguments: str) -> Ran:
         command, *options = arguments
@@ -164,6 +164,39 @@ def test_a_run_that_is_preempted_and_loses_a_node_equals_a_local_one(
 
     assert set(run_of.submit().values()) == {None}
     assert cluster.call("squeue", "-h").out == ""
+
+
+def test_torchrun_on_each_node_is_stopped_and_goes_on(
+    inputs: Inputs, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Though it hides its processes' exit codes; the weights are those of two local processes."""
+    file = CLUSTER.replace("nodes = 2", 'nodes = 2\nlauncher = "torchrun"')
+    run_of = Submitted(cluster, tmp_path, file=file)
+    options = [
+        *("--set", f"teacher.source={inputs.teacher}"),
+        *settings(generation=GENERATION, training=LONG_TRAINING, koopman=KOOPMAN),
+    ]
+    succeeded(run_of.hkdpipe("generate-trajectories", *options))
+    shutil.copytree(run_of.path, tmp_path / "local")
+    submitted = succeeded(
+        run_of.hkdpipe("submit", "--cluster", "cluster.toml", "--stages", "training", "--json")
+    )
+    job = json.loads(submitted.out.splitlines()[-1])["training"]["job"]
+    cluster.wait_for(lambda: len(checkpoints(run_of.path)) > 0, "checkpoint")
+    cluster.ask("scancel", "--signal=USR2", job)
+    run_of.wait_for(f"training-{job}", f"job {job}: exit code 75")
+    assert checkpoints(run_of.path)[-1] < "step-00000250"
+    cluster.ask("shellcheck", str(run_of.path / "slurm" / "training.sh"))
+    assert cluster.wait_for_end(job) == {"COMPLETED"}
+    assert f"job {job} on n[1-2], restart 1" in run_of.log(f"training-{job}")
+    two = [TORCHRUN, "--standalone", "--no-python", "--nproc-per-node", "2"]
+    succeeded(run([*two, HKDPIPE, "train", "--run-dir", str(tmp_path / "local")], tmp_path))
+    for name in ("weights.safetensors", "ema.safetensors"):
+        ours, theirs = (
+            path / "training" / "checkpoints" / checkpoints(path)[-1] / name
+            for path in (run_of.path, tmp_path / "local")
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_a_failed_stage_ends_the_later_ones(inputs: Inputs, cluster: Cluster, tmp_path: Path) -> None:

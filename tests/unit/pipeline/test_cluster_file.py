@@ -24,7 +24,10 @@ def test_what_the_help_shows_is_a_cluster_file(tmp_path: Path) -> None:
         ("[traning]\ngpus = 1", "traning: unknown section; did you mean 'training'?"),
         ("training = 1", "training: got a value; accepted: a section, [training]"),
         ("[training]\nnodes = 0", "training.nodes: got 0; accepted: an integer, at least 1"),
-        ("[evaluation]\ngpus = 2", "evaluation.gpus: got 2; accepted: an integer, at least 0, at most 1"),
+        (
+            "[training]\nlauncher = 'mpirun'",
+            'training.launcher: got "mpirun"; accepted: one of "srun", "torchrun"',
+        ),
         ('[cluster]\nextra = ["a\\nb"]', "cluster.extra: got a line break; accepted: one line"),
         ('[training]\ntime = "1\\n"', "training.time: got a line break; accepted: one line"),
     ],

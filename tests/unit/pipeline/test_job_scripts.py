@@ -29,6 +29,10 @@ STAND_INS = {
     "as-told": """
         echo "$MASTER_ADDR:$MASTER_PORT" >> calls
     """,
+    "torchrun": """
+        echo "torchrun $* as node $PET_NODE_RANK at $PET_MASTER_ADDR:$PET_MASTER_PORT" >> calls
+        [ -z "$STOPPED" ] || touch "$HKDPIPE_STOPPED"
+    """,
     "squeue": 'echo "$STATE"',
     "scontrol": """
         echo "scontrol $*" >> calls
@@ -131,6 +135,43 @@ def test_processes_of_a_training_are_told_where_they_meet() -> None:
     cluster = Cluster(cluster=ClusterSettings(program="as-told"), generation=GenerationJob(gpus=2))
     _, calls, _ = played(script("generation", cluster), 0, **JOB, PLAY="yes")
     assert calls[-1] == ":"
+
+
+TORCHRUN = Cluster(
+    cluster=ClusterSettings(program="hkdpipe", notice=300),
+    training=TrainingJob(gpus=4, cpus=3, nodes=2, launcher="torchrun"),
+)
+
+
+def test_torchrun_starts_the_processes_of_its_node() -> None:
+    text = script("training", TORCHRUN)
+    assert {"--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=12", "--gres=gpu:4"} <= options(text)
+    assert 'OMP_NUM_THREADS="${OMP_NUM_THREADS:-3}"' in text
+    assert "SIGUSR2 PET_SHUTDOWN_TIMEOUT=300" in text
+    Path("runs/a/slurm").mkdir(parents=True)
+    _, calls, _ = played(text, 0, **JOB, PLAY="yes", SLURM_NODEID="1")
+    run = Path("runs/a").absolute()
+    assert calls[-1] == (
+        f"torchrun --no-python --nnodes=2 --nproc-per-node=4 hkdpipe train --run-dir {run} --device cuda "
+        "as node 1 at 10.0.0.1:20008"
+    )
+    contained = replace(TORCHRUN, cluster=ClusterSettings(container="apptainer exec a.sif"))
+    assert " torchrun apptainer exec a.sif torchrun --no-python " in script("training", contained)
+    alone = replace(TORCHRUN, training=TrainingJob(launcher="torchrun"))
+    assert " torchrun " not in script("training", alone)
+
+
+def test_torchrun_does_not_hide_how_a_stage_ends() -> None:
+    """It exits with 1 whatever its processes say."""
+    text = script("training", TORCHRUN)
+    folder = Path("runs/a/slurm")
+    folder.mkdir(parents=True)
+    for code, stopped, ends in ((1, "yes", 75), (1, "", 1), (0, "", 0)):
+        (folder / "stopped-8").touch()  # of a job that was killed
+        ended, calls, _ = played(text, code, **JOB, PLAY="yes", STOPPED=stopped)
+        assert ended == ends
+        assert requeued(calls) == (["scontrol requeue 8"] if stopped else [])
+        assert not list(folder.iterdir())
 
 
 def test_containers_and_environments() -> None:

@@ -152,8 +152,13 @@ def test_a_dry_run_writes_nothing(slurm: Slurm, hkdpipe: Hkdpipe) -> None:
     assert "#SBATCH --nodes=4\n" in ran.out
     assert ran.out.count("#SBATCH --time=9:00\n") == 3
     assert f"# sbatch --parsable --dependency=afterok:JOB-OF-GENERATION {X}/training.sh" in ran.out
+    size = "16,384 trajectories x 19 states x 128 B = 39.8 MB, in 16 shards"
+    assert ran.out.startswith(f"# archive: {size}\n\n# {X}/generation.sh\n")
     assert not Path("x").exists()
     assert slurm.submitted == []
+    ran = hkdpipe(*SUBMIT, "--preset", "digits", "--dry-run", "--set", "teacher.source=elsewhere.pkl")
+    assert ran.code == 0
+    assert ran.out.startswith("# archive: of unknown size here (elsewhere.pkl: no such teacher")
 
 
 def test_refusals_come_before_anything_is_written(slurm: Slurm, hkdpipe: Hkdpipe) -> None:

@@ -83,13 +83,18 @@ def _process(sittings: list[Sitting], environment: dict[str, str], log: Path, va
         sys.exit(error.exit_code)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 def together(size: int, logs: Path, *sittings: Sitting, vanish: int | None = None) -> list[Ended]:
     """Let so many processes sit; the last one is gone before the step that follows `vanish`, if given."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hkdpipe.trainer.loop"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     paths = [logs / f"{rank}-of-{size}.log" for rank in range(size)]
     processes = []
     for rank, path in enumerate(paths):

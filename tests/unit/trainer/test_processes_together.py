@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from fit_together import Sitting, together
+from fit_together import Sitting, free_port, together
 from safetensors.torch import load_file
 
+from hkdpipe.manifests.errors import HkdpipeError
+from hkdpipe.trainer import distributed
 from hkdpipe.trainer.checkpoint import FILES, checkpoints, read_state
+from hkdpipe.trainer.world import World
 
 
 def finished(size: int, logs: Path, *sittings: Sitting) -> None:
@@ -49,11 +54,41 @@ def test_a_process_killed_at_any_step_ends_the_others_in_one_line_and_changes_no
     assert killed.code == 9, killed
     for ended in others:
         assert ended.code == 1, ended
+        # On a busy machine one that lives may be late to say so.
         assert re.fullmatch(
-            r"another process of this training is gone, so this one ends too \(.+\n", ended.errors
+            r"process(es \d,)? 2 of this training (is|are) gone, so this one ends too \(.+\n", ended.errors
         )
     finished(3, tmp_path, (tmp_path / "run", math.inf))
     assert last(tmp_path / "run") == last(undisturbed)
+
+
+def test_processes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    monkeypatch.setattr(distributed, "PATIENCE", datetime.timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "GRACE", datetime.timedelta(seconds=1))
+
+    def said(rank: int) -> str:
+        with (
+            pytest.raises(HkdpipeError) as caught,
+            distributed.connected(World(rank, 4, rank), torch.device("cpu")),
+        ):
+            pass
+        return str(caught.value)
+
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(said, (0, 2)))
+    assert (
+        found
+        == [
+            f"the 4 processes of this training did not meet at 127.0.0.1:{port}: processes 1, 3 did not "
+            "come within 2 s"
+        ]
+        * 2
+    )
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    assert "processes of this training did not meet at 127.0.0.1:" in said(1)
 
 
 def test_one_process_and_two_in_turn_do_the_same_steps(tmp_path: Path) -> None:
