@@ -64,21 +64,21 @@ def operator_levels(model: HKD) -> list[int]:
     return levels
 
 
-def band_masks(model: HKD, band: Band, level: int | None = None) -> list[Tensor]:
-    """1 where a pair's alpha lies in the band, else 0: (C, H, W) for every observable, as in HKD.shapes.
+def band_members(model: HKD, band: Band, level: int | None = None) -> dict[int, Tensor]:
+    """Whether a pair's alpha lies in the band: (C, H, W) by the number of the observable, as in HKD.shapes.
 
     A quantile is a rank among all pairs at all locations of a level's tensors; of equal ones the earlier
     (by tensor, channel, row, column) has the lower rank, so that bands without a common quantile have no
-    common pair, and bands that tile [0, 1] have every pair once. With `level`, the height of its tensors,
-    the others' are kept whole; so are observables without an operator, whose pairs have no alpha and which no
-    band can divide. Both channels of a pair share its fate. UsageError for a level without an operator, and
-    for a band so narrow that it has no pair of a level.
+    common pair, and bands that tile [0, 1] have every pair once. Both channels of a pair are members, or
+    neither. Observables without an operator are not among them, as no band can divide what has no alpha;
+    with `level`, the height of its tensors, neither are those of other levels. UsageError for a level
+    without an operator, and for a band so narrow that it has no pair of a level.
     """
     levels = operator_levels(model)
     if level is not None and level not in levels:
         raise UsageError(f"level: got {level}; accepted: {', '.join(map(str, levels))}")
-    masks = [torch.ones(shape, dtype=model.dtype, device=model.device) for shape in model.shapes]
     alphas = {number: alpha for number, (alpha, _) in pair_eigenvalues(model).items()}
+    members = {}
     for height in levels if level is None else [level]:
         numbers = [number for number in alphas if model.shapes[number][1] == height]
         order = torch.cat([alphas[number].flatten() for number in numbers]).argsort(stable=True)
@@ -87,10 +87,25 @@ def band_masks(model: HKD, band: Band, level: int | None = None) -> list[Tensor]
             raise UsageError(
                 f"band: got {band}; accepted at level {height}: at least {1 / len(order):.2g} wide"
             )
-        kept = torch.zeros(len(order), dtype=model.dtype, device=model.device)
-        kept[order[first:last]] = 1
-        for number, part in zip(numbers, kept.split([alphas[n].numel() for n in numbers]), strict=True):
-            masks[number] = part.view_as(alphas[number]).repeat(2, 1, 1)
+        inside = torch.zeros(len(order), dtype=torch.bool, device=model.device)
+        inside[order[first:last]] = True
+        for number, part in zip(numbers, inside.split([alphas[n].numel() for n in numbers]), strict=True):
+            members[number] = part.view_as(alphas[number]).repeat(2, 1, 1)
+    return members
+
+
+def band_masks(model: HKD, band: Band, level: int | None = None, without: bool = False) -> list[Tensor]:
+    """1 where an observable is kept, else 0, (C, H, W) as in HKD.shapes: the band alone, or all `without` it.
+
+    What `band_members` leaves out (other levels, observables without an operator) is kept whole either way.
+    """
+    members = band_members(model, band, level)
+    masks = []
+    for number, shape in enumerate(model.shapes):
+        kept = torch.ones(shape, dtype=torch.bool, device=model.device)
+        if number in members:
+            kept = members[number] ^ without
+        masks.append(kept.to(model.dtype))
     return masks
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,32 @@ def pair_eigenvalues(model: HKD) -> dict[int, tuple[Tensor, Tensor]]:
         alpha, beta = (part.expand(channels // 2, height, width) for part in operator.eigenvalues())
         found[int(name)] = (alpha, beta)
     return found
+
+
+@dataclass(frozen=True)
+class LevelSpectrum:
+    """The pairs of all tensors of one level: (P, H, W) each, on the CPU."""
+
+    alpha: Tensor
+    beta: Tensor
+
+    def propagator(self, dt: float) -> Tensor:
+        """Of each pair the eigenvalue exp((alpha + i beta) dt) of exp(A dt); the other is its conjugate."""
+        return torch.exp(torch.complex(self.alpha.double(), self.beta.double()) * dt)
+
+
+def level_spectra(model: HKD) -> dict[int, LevelSpectrum]:
+    """By level, which is the height of its tensors, finest first; of those that have an operator."""
+    by_level: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for number, (alpha, beta) in pair_eigenvalues(model).items():
+        by_level.setdefault(model.shapes[number][1], []).append((alpha.cpu(), beta.cpu()))
+    return {
+        level: LevelSpectrum(*(torch.cat(parts) for parts in zip(*pairs, strict=True)))
+        for level, pairs in by_level.items()
+    }
+
+
+def whole_evolution(model: HKD) -> float:
+    """dt from the start of a trajectory to its end, in the time of the evolution: negative."""
+    start, end = (torch.tensor([sigma], dtype=torch.float64) for sigma in (model.sigma_max, model.sigma_min))
+    return float(model.tau(end) - model.tau(start))

@@ -71,12 +71,25 @@ def test_with_a_level_the_others_are_kept_whole(student: HKD) -> None:
             assert torch.equal(mask, other if shape[1] == level else torch.ones(shape))
 
 
+@pytest.mark.parametrize("level", [None, 4])
+def test_without_a_band_all_is_kept_but_the_band(network: PreconditionedUNet, level: int | None) -> None:
+    model = made(network, hierarchy="full")
+    band = BANDS["middle"]
+    alone, others = (band_masks(model, band, level, without) for without in (False, True))
+    for shape, one, other in zip(model.shapes, alone, others, strict=True):
+        expected = 1 if level in (None, shape[1]) else 2
+        assert torch.equal(one + other, torch.full(shape, float(expected)))
+
+
 def test_observables_without_an_operator_are_kept_whole(network: PreconditionedUNet) -> None:
     model = made(network, hierarchy="bottleneck")
     assert operator_levels(model) == [4]
     *skips, bottleneck = band_masks(model, BANDS["largest"])
     assert all(mask.all() for mask in skips)
     assert bottleneck.mean() == pytest.approx(1 / 3, abs=0.01)
+    *skips, bottleneck = band_masks(model, BANDS["largest"], without=True)
+    assert all(mask.all() for mask in skips)
+    assert bottleneck.mean() == pytest.approx(2 / 3, abs=0.01)
 
 
 @pytest.mark.parametrize(
