@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hkdpipe.trainer.koopman import KoopmanOperator
 from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.spectrum import pair_eigenvalues
 
 
 @torch.no_grad()
@@ -58,14 +59,12 @@ def without_evolution(model: HKD) -> HKD:
     return idle
 
 
-@torch.no_grad()
 def largest_eigenvalues(model: HKD) -> dict[int, tuple[float, float]]:
     """The largest |alpha| and |beta| of every level that has an operator, by the height of its tensors."""
     largest: dict[int, tuple[float, float]] = {}
-    for name, operator in model.koopman.items():
-        assert isinstance(operator, KoopmanOperator)
-        level = model.shapes[int(name)][1]
-        alpha, beta = (float(part.abs().max()) for part in operator.eigenvalues())
+    for number, eigenvalues in pair_eigenvalues(model).items():
+        level = model.shapes[number][1]
+        alpha, beta = (float(part.abs().max()) for part in eigenvalues)
         known = largest.get(level, (0.0, 0.0))
         largest[level] = (max(alpha, known[0]), max(beta, known[1]))
     return largest
