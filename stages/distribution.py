@@ -31,6 +31,7 @@ from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.methods.student import saved_model
 from hkdpipe.trainer.sampler import evaluations
 from hkdpipe.trainer.scores import inception_score, kernel_distance, precision_recall
+from hkdpipe.trainer.skill import has_operator, without_evolution
 
 DISTRIBUTION = {"fd", "kid", "inception_score", "precision_recall"}
 """The metrics measured here."""
@@ -51,9 +52,16 @@ class Subject:
 
 
 def subjects(context: Context, weights: str) -> list[Subject]:
-    """The student, whose weights' digest is given; the teacher with each number of steps; other models."""
+    """The student, whose weights' digest is given, and with A = 0 if asked for; the teacher with each number
+    of steps; other models."""
     settings, teacher = context.settings, context.teacher.sha256
     found = [Subject("student", 1, context.student.folded().sample, weights)]
+    if "fd_without_evolution" in settings.metrics:
+        if has_operator(context.student):
+            idle = without_evolution(context.student).folded()
+            found.append(Subject("student, A = 0", 1, idle.sample, digest([weights, "A = 0"])))
+        elif context.first:
+            context.reporter.line("the student with A = 0: skipped, as it has no operator")
     asked = [("teacher", context.solver, steps) for steps in settings.teacher_steps]
     asked += [("teacher, first order", "euler", steps) for steps in settings.first_order_steps]
     for name, solver, steps in asked:

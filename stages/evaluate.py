@@ -164,7 +164,7 @@ def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, An
 def _measure(context: Context, weights: str) -> dict[str, Any]:
     settings = context.settings
     result: dict[str, Any] = {"metric": METRICS[settings.features]}
-    result |= {"rows": [], "per_class": [], "match": [], "speed": []}
+    result |= {"rows": [], "per_class": [], "match": [], "consistency": {}, "speed": []}
     if DISTRIBUTION & set(settings.metrics):
         result |= _measure_distribution(context, weights)
     with context.reporter.phase("pictures", 2, "pictures") as advance:
@@ -174,8 +174,9 @@ def _measure(context: Context, weights: str) -> dict[str, Any]:
         advance(2)
     if "match" in settings.metrics:
         if context.validation:
-            result["match"], by_class = match_to_teacher(context)
-            result["per_class"] = merged(result["per_class"], by_class)
+            match = match_to_teacher(context)
+            result |= {"match": match.rows, "consistency": match.consistency}
+            result["per_class"] = merged(result["per_class"], match.by_class)
         else:
             context.reporter.line("match to the teacher: skipped, as no trajectories were held out")
     if "speed" in settings.metrics:

@@ -7,7 +7,7 @@ import torch
 from hkdpipe.stages.distribution import DISTRIBUTION
 from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.trainer.features import load_features
-from hkdpipe.trainer.perceptual import check_perceptual
+from hkdpipe.trainer.perceptual import backbone_file, check_perceptual
 from hkdpipe.trainer.programs import check_exports
 from hkdpipe.trainer.settings import TrainingSettings
 from hkdpipe.trainer.teacher import load_teacher
@@ -20,6 +20,8 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
     """
     shape = load_teacher(teacher).image_shape
     check_perceptual(training.perceptual, training.perceptual_file, shape[0], training.perceptual_size)
+    if evaluation.lpips:
+        backbone_file("alex", evaluation.lpips, "evaluation.lpips")
     check_exports(evaluation.exports)
     if DISTRIBUTION & set(evaluation.metrics):
         load_features(evaluation.features, evaluation.inception, shape, torch.device("cpu"))

@@ -148,9 +148,22 @@ class EvaluationSettings:
     )
     metrics: tuple[str, ...] = setting(
         ("fd", "match", "speed"),
-        "what is measured: Frechet distance, kernel distance, Inception score, precision and recall, match "
-        "to the teacher on held-out trajectories, speed",
-        choices=("fd", "kid", "inception_score", "precision_recall", "match", "speed"),
+        "what is measured: Frechet distance, the same of an hkd student with A = 0, kernel distance, "
+        "Inception score, precision and recall, match to the teacher on held-out trajectories, speed",
+        choices=(
+            "fd",
+            "fd_without_evolution",
+            "kid",
+            "inception_score",
+            "precision_recall",
+            "match",
+            "speed",
+        ),
+    )
+    lpips: str = setting(
+        "",
+        "local file of torchvision's AlexNet weights, for LPIPS in the match; '': the one in the torch hub "
+        "cache, if there is one",
     )
     weights: str = setting(
         "ema",
@@ -169,3 +182,9 @@ class EvaluationSettings:
         "written beside the model: 'program', of torch.export, and 'onnx'",
         choices=("program", "onnx"),
     )
+
+    def __post_init__(self) -> None:
+        if "fd_without_evolution" in self.metrics and "fd" not in self.metrics:
+            raise UsageError(
+                f"evaluation.metrics: got {list(self.metrics)}; accepted: 'fd_without_evolution' beside 'fd'"
+            )

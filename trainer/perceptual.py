@@ -88,16 +88,30 @@ def _unit(features: Tensor) -> Tensor:
     return features * (features.square().sum(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
-def backbone_file(name: str, given: str) -> Path:
-    """The local file with a backbone's weights: the one given, or the one in the torch hub cache."""
+def lpips_at_hand(file: str, device: torch.device) -> Distance | None:
+    """LPIPS with AlexNet, as its authors advise for measuring, in images upsampled to 64 pixels.
+
+    None where no `file` is named and the torch hub cache has none; InputError for one that does not serve.
+    """
+    if not file and not _backbone_path("alex", "").is_file():
+        return None
+    return _lpips("alex", backbone_file("alex", file, "evaluation.lpips"), device, 64)
+
+
+def backbone_file(name: str, given: str, key: str = "training.perceptual_file") -> Path:
+    """The local file with a backbone's weights: the one given by `key`, or the one in the torch hub cache."""
     architecture, expected = BACKBONES[name]
-    path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / expected
+    path = _backbone_path(name, given)
     if not path.is_file():
         raise InputError(
             f"{path}: missing; LPIPS needs torchvision's {architecture} weights ({expected}): put the file "
-            "there, or name it with --set training.perceptual_file=FILE"
+            f"there, or name it with --set {key}=FILE"
         )
     return path
+
+
+def _backbone_path(name: str, given: str) -> Path:
+    return Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[name][1]
 
 
 def _lpips(name: str, file: Path, device: torch.device, size: int) -> Distance:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from hkdpipe.trainer.koopman import KoopmanOperator
 from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.spectrum import pair_eigenvalues
+
+
+def has_operator(student: Student) -> TypeGuard[HKD]:
+    """Whether there is an A that could be at work."""
+    return isinstance(student, HKD) and len(student.koopman) > 0
 
 
 @torch.no_grad()
