@@ -45,9 +45,9 @@ class TrainingSettings:
         minimum=0.0,
     )
     latent_weight: float = setting(
-        0.0,
+        0.1,
         "weight of the latent consistency of hkd: the observables evolved to the end, against those of the "
-        "last state above sigma = 0, relative to these in each tensor",
+        "last state above sigma = 0, relative to these in each tensor; 0: none (paper)",
         minimum=0.0,
     )
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0.0)
@@ -175,10 +175,10 @@ class KoopmanSettings:
     """[koopman]: the operator of hkd. Its generator starts at zero, so its evolution as the identity."""
 
     time: str = setting(
-        "karras",
-        "time coordinate of the evolution: 'karras': sigma^(1/rho) rescaled to [0, 1]; 'log': ln sigma "
-        "rescaled to [0, 1]; 'sigma-unit': sigma / sigma_max (paper); 'angle': 2/pi atan(sigma / sigma_data)",
-        choices=("karras", "log", "sigma-unit", "angle"),
+        "angle",
+        "time coordinate of the evolution: 'angle': 2/pi atan(sigma / sigma_data); 'karras': sigma^(1/rho) "
+        "rescaled to [0, 1]; 'log': ln sigma rescaled to [0, 1]; 'sigma-unit': sigma / sigma_max (paper)",
+        choices=("angle", "karras", "log", "sigma-unit"),
     )
     encoder_time: str = setting(
         "sigma",
@@ -210,13 +210,13 @@ class KoopmanSettings:
         minimum=0.0,
     )
     learning_rate_factor: float = setting(
-        1.0, "learning rate of the operator over that of the networks", above=0.0
+        10.0, "learning rate of the operators over that of the networks (paper: 1)", above=0.0
     )
     learns_from: str = setting(
-        "all",
-        "'all': operators and networks descend one loss (paper); 'latent': the operators the latent "
-        "consistency alone, and the networks the images' loss alone",
-        choices=("all", "latent"),
+        "latent",
+        "'latent': the operators descend the latent consistency alone, and the networks the images' loss "
+        "alone; 'all': both descend one loss (paper)",
+        choices=("latent", "all"),
     )
 
 
@@ -280,6 +280,8 @@ MethodSettings = KoopmanSettings | KdmSettings
 
 def check_without_states_between(training: TrainingSettings, reason: str) -> None:
     """Raises UsageError where a training needs states in between, of which `reason` says there are none."""
+    if training.method != "hkd":
+        return
     for key, accepted in (("times", 1), ("latent_weight", 0)):
         if (given := getattr(training, key)) > accepted:
             raise UsageError(f"training.{key}: got {given}; accepted: {accepted}, as {reason}")

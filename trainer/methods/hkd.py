@@ -130,6 +130,8 @@ class HKD(Student):
         if not training.latent_weight:
             return distillation_loss(module, batch, distance, training, progress)
         drawn, last = batch.with_states(slice(-1)), batch.with_states(slice(-1, None))
+        if not len(self.koopman):
+            return distillation_loss(module, drawn, distance, training, progress)
         images, z = module(*drawn.flat(), observables=True)
         share, ends = shares(drawn, training), drawn.for_each_state(batch.ends)
         terms = image_terms(images, ends, share, distance, training, progress)
@@ -168,7 +170,7 @@ class HKD(Student):
 
         Raises UsageError where the operators would have nothing to learn from.
         """
-        if self.settings.learns_from == "latent" and not training.latent_weight:
+        if self.settings.learns_from == "latent" and len(self.koopman) and not training.latent_weight:
             raise UsageError(
                 "koopman.learns_from: got 'latent'; accepted with training.latent_weight = 0: 'all'"
             )
