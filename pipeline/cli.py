@@ -23,6 +23,7 @@ COMMANDS = (
     "evaluate",
     "verify",
     "convert",
+    "compare",
     "status",
     "submit",
     "cancel",

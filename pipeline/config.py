@@ -42,7 +42,7 @@ class Config:
 
 
 SECTIONS: dict[str, type] = typing.get_type_hints(Config)
-_PRESETS = importlib.resources.files("hkdpipe.pipeline") / "presets"
+_SHIPPED = importlib.resources.files("hkdpipe.pipeline")
 
 
 def resolve(preset: str | None, file: Path | None, stored: Path | None, overrides: Sequence[str]) -> Config:
@@ -53,7 +53,7 @@ def resolve(preset: str | None, file: Path | None, stored: Path | None, override
     if preset is not None and file is not None:
         raise UsageError("--preset and --config: give one of them")
     if preset is not None:
-        values = _read_preset(preset)
+        values = read_preset(preset)
     elif file is not None:
         values = read_toml(file)
     elif stored is not None and stored.exists():
@@ -61,9 +61,12 @@ def resolve(preset: str | None, file: Path | None, stored: Path | None, override
     else:
         values = {}
     check_sections(values, SECTIONS)
-    for override in overrides:
-        name, key, value = _parse_override(override)
-        values.setdefault(name, {})[key] = value
+    override(values, overrides, SECTIONS)
+    return parse(values)
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """The configuration that a TOML file's values make."""
     config = Config(**parse_sections(values, SECTIONS))
     validate(config)
     return config
@@ -91,9 +94,18 @@ def validate_run(config: Config) -> None:
         check_without_states_between(training, "generation.store_steps leaves out all states in between")
 
 
-def presets() -> list[str]:
-    """Names of the presets that ship."""
-    return sorted(Path(entry.name).stem for entry in _PRESETS.iterdir() if entry.name.endswith(".toml"))
+def presets(folder: str = "presets") -> list[str]:
+    """Names of the presets that ship, of runs or of 'comparisons'."""
+    return sorted(
+        Path(entry.name).stem for entry in (_SHIPPED / folder).iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def read_preset(name: str, folder: str = "presets") -> dict[str, Any]:
+    """What one of them holds."""
+    if name not in presets(folder):
+        raise UsageError(f"--preset: no preset '{name}'{nearest(name, presets(folder))}")
+    return tomllib.loads((_SHIPPED / folder / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def dump(config: Config) -> str:
@@ -138,17 +150,13 @@ def toml_value(text: str) -> Any:
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _parse_override(text: str) -> tuple[str, str, Any]:
-    name, equals, value = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not equals or not dot:
-        raise UsageError(f"--set: got '{text}'; accepted: section.key=value, as in training.budget=20000")
-    if section not in SECTIONS:
-        raise UsageError(f"{section}: unknown section{nearest(section, SECTIONS)}")
-    return section, key, toml_value(value.strip())
-
-
-def _read_preset(name: str) -> dict[str, Any]:
-    if name not in presets():
-        raise UsageError(f"--preset: no preset '{name}'{nearest(name, presets())}")
-    return tomllib.loads((_PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
+def override(values: dict[str, Any], overrides: Sequence[str], known: Iterable[str]) -> None:
+    """Put 'section.key=value' into the values of a TOML file that has the known sections."""
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise UsageError(f"--set: got '{text}'; accepted: section.key=value, as in training.budget=20000")
+        if section not in known:
+            raise UsageError(f"{section}: unknown section{nearest(section, known)}")
+        values.setdefault(section, {})[key] = toml_value(value.strip())

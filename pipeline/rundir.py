@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.files import make_folders, write_atomic
-from hkdpipe.pipeline.config import Config, dump, resolve
+from hkdpipe.manifests.settings import Kind
+from hkdpipe.pipeline.config import SECTIONS, Config, dump, resolve
 
 if TYPE_CHECKING:
     from hkdpipe.stages.state import StageState
@@ -127,16 +128,22 @@ def changes(stored: Config, given: Config) -> list[Change]:
     ]
 
 
+def kind_of(key: str) -> Kind:
+    """The kind of 'section.key'."""
+    section, _, name = key.partition(".")
+    kind: Kind = next(field.metadata["kind"] for field in fields(SECTIONS[section]) if field.name == name)
+    return kind
+
+
 def check_change(stored: Config, given: Config, begun: set[str]) -> None:
     """Refuse another value of an identity key, or less of a growing one, in a section of `begun`.
 
     Raises UsageError with the key, both values and what to do.
     """
     for change in changes(stored, given):
-        section, key = change.key.split(".")
-        if section not in begun:
+        if change.key.partition(".")[0] not in begun:
             continue
-        kind = next(f.metadata["kind"] for f in fields(getattr(stored, section)) if f.name == key)
+        kind = kind_of(change.key)
         if kind == "identity":
             rule = "it decides results that are there already"
         elif kind == "growing" and change.given < change.stored:

@@ -199,6 +199,11 @@ class HKD(Student):
             drawn = np.pad(drawn, ((0, 0), (0, 1)), constant_values=len(sigmas) - 2)
         return drawn
 
+    @staticmethod
+    def evaluations(training: TrainingSettings) -> int:
+        """One for each time; the encoder's forward pass of the latent consistency is not counted."""
+        return training.times
+
 
 def _draw_times(
     training: TrainingSettings, positions: NDArray[np.int64], sigmas: NDArray[np.float64]

@@ -130,6 +130,11 @@ class KDM(Student):
         total = torch.stack([weight * terms[name] for name, weight in weights.items() if name in terms]).sum()
         return {**terms, "loss": total}
 
+    @staticmethod
+    def evaluations(training: TrainingSettings) -> int:
+        """Of its own U-Nets: two encoders, and the decoder of both latents; the discriminator not counted."""
+        return 4
+
     def latent_noise(self, batch: Batch, seed: int) -> Tensor:
         """Unit noise (B, 2, d) that is a function of the samples' positions."""
         assert batch.positions is not None

@@ -118,6 +118,11 @@ class Student(nn.Module):
         """
         return np.zeros((len(positions), 1), dtype=np.int64)
 
+    @staticmethod
+    def evaluations(training: TrainingSettings) -> int:
+        """Passes of a whole U-Net, forward and backward, that a trajectory takes in a step; here: one."""
+        return 1
+
     def parameter_groups(self, training: TrainingSettings) -> list[dict[str, Any]]:
         """Groups for the optimiser, each with its rate and weight decay."""
         return [
