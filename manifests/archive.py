@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkdpipe.manifests.contents import parse_manifest, read_manifest, size_of
+from hkdpipe.manifests.codecs import unpack
+from hkdpipe.manifests.contents import find_payloads, parse_manifest, read_manifest, size_of
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import parse_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
@@ -34,6 +37,13 @@ class DamagedShard(InputError):
         self.shard = shard
 
 
+class _Shard(NamedTuple):
+    """A shard that is open. `places` (n, 2): offset and length of each payload, where they are compressed."""
+
+    file: OpenFile
+    places: NDArray[np.int64]
+
+
 class Archive:
     """A finished archive, open for reading; made by `open_archive`. Any thread may call its methods."""
 
@@ -45,9 +55,9 @@ class Archive:
         self.identity = plan.identity()
         self.name = str(folder)
         self._folder = folder
-        self._offsets = np.array([shard.offset for shard in shards], dtype=np.int64)
-        self._strides = np.array([shard.stride for shard in shards], dtype=np.int64)
-        self._files: OrderedDict[int, OpenFile] | None = OrderedDict()
+        self._offsets = np.array([shard.offset or 0 for shard in shards], dtype=np.int64)
+        self._strides = np.array([shard.stride or 0 for shard in shards], dtype=np.int64)
+        self._files: OrderedDict[int, _Shard] | None = OrderedDict()
         self._files_lock = threading.Lock()
         self._shard_locks = [threading.Lock() for _ in shards]
 
@@ -72,8 +82,8 @@ class Archive:
         bfloat16 or the encoding is residual.
 
         `indices` is (B,), in 0 … len-1; `states` is (k,), the same for all, or (B, k), in 0 … len(sigmas)-1.
-        Only the bytes of these states are read, and of the noise in the residual encoding, but a shard is
-        verified as a whole when first used.
+        Only the bytes of these states are read, and of the noise in the residual encoding, but of compressed
+        trajectories all; a shard is verified as a whole when first used.
         ValueError for numbers out of range or arrays of another shape, InputError for a damaged shard.
         """
         rows = _numbers("indices", indices, len(self))
@@ -100,7 +110,9 @@ class Archive:
         return content
 
     def _stored(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[Any]:
-        """What is stored of states (B, k), (B, k, C * H * W); zeros where it is `NOT_READ`."""
+        """What is stored of states (B, k), (B, k, C * H * W); any numbers where it is `NOT_READ`."""
+        if self.plan.codec != "none":
+            return self._unpacked(rows, columns)
         size = self.plan.state_bytes
         data = np.empty((*columns.shape, size), dtype=np.uint8)
         data[columns == NOT_READ] = 0
@@ -118,10 +130,23 @@ class Archive:
             shards.tolist(), offsets.tolist(), places.tolist(), (places + count * size).tolist(), strict=True
         ):
             if k != opened:
-                file, opened = self._open(k), k
+                file, opened = self._open(k).file, k
             if os.preadv(file.descriptor, (target[start:end],), offset) != end - start:
                 self._fill(target[start:end], file, offset, self.shards[k])
         return data.view(self.plan.stored_dtype.newbyteorder("<"))
+
+    def _unpacked(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[Any]:
+        """As `_stored`, of compressed trajectories."""
+        size = math.prod(self.shape)
+        found = np.empty((*columns.shape, size), self.plan.stored_dtype.newbyteorder("<"))
+        shards, within = np.divmod(rows, self.plan.shard_size)
+        for row in np.argsort(rows, kind="stable").tolist():
+            shard = self.shards[shards[row]]
+            file, places = self._open(shard.index)
+            offset, length = places[within[row]].tolist()
+            with _explained(self.name, shard):
+                found[row] = unpack(self.plan, file.read(length, offset)).reshape(-1, size)[columns[row]]
+        return found
 
     def _fill(self, target: memoryview, file: OpenFile, offset: int, shard: ShardRecord) -> None:
         """Read again, in pieces, where one call did not give all."""
@@ -132,8 +157,8 @@ class Archive:
                 raise _damaged(self.name, shard, shard.file, "ends early")
             done += count
 
-    def _open(self, k: int) -> OpenFile:
-        """The verified, open file of shard k."""
+    def _open(self, k: int) -> _Shard:
+        """Shard k, verified and open."""
         with self._files_lock:
             if self._files is None:
                 raise ValueError(f"{self.name}: the archive is closed")
@@ -143,12 +168,17 @@ class Archive:
         with self._shard_locks[k]:
             # The states' file comes first; that of the labels is only verified.
             file, *_ = [self._verified(self.shards[k], *entry) for entry in self.shards[k].files]
+        places = np.empty((0, 2), dtype=np.int64)
+        if self.plan.codec != "none":
+            with _explained(self.name, self.shards[k]):
+                places = find_payloads(self.plan, self.shards[k], file)
+        opened = _Shard(file, places)
         with self._files_lock:
             if self._files is not None:
-                self._files[k] = file
+                self._files[k] = opened
                 if len(self._files) > self._folder.open_files:
                     self._files.popitem(last=False)
-        return file
+        return opened
 
     def _verified(self, shard: ShardRecord, name: str, size: int, sha256: str) -> OpenFile:
         try:
@@ -188,22 +218,33 @@ def _manifest(remote: RemoteFolder) -> tuple[Plan, list[ShardRecord]]:
     return parse_manifest(parse_json(content, path), path)
 
 
+def read_payloads(root: Path, plan: Plan, record: ShardRecord, indices: range) -> list[bytes]:
+    """The payloads of consecutive trajectories of one shard. The shard is not verified."""
+    file = OpenFile(root / record.file)
+    with _explained(str(root), record):
+        places = find_payloads(plan, record, file)[indices.start - record.start :][: len(indices)]
+    payloads = [file.read(length, offset) for offset, length in places.tolist()]
+    if [len(payload) for payload in payloads] != places[:, 1].tolist():
+        raise _damaged(root, record, record.file, "ends early")
+    return payloads
+
+
 def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> NDArray[Any]:
     """All states of consecutive trajectories of one shard, (n, *plan.states_shape), as they are stored.
 
     The shard is not verified.
     """
-    frame = np.empty((len(indices), record.stride), dtype=np.uint8)
-    start = record.offset + (indices.start - record.start) * record.stride
-    # The last trajectory of a shard may be followed by fewer bytes than a stride.
-    wanted = (len(indices) - 1) * record.stride + plan.trajectory_bytes
-    with (root / record.file).open("rb") as file:
-        file.seek(start)
-        if file.readinto(frame.reshape(-1)[:wanted].data) != wanted:
-            raise _damaged(root, record, record.file, "ends early")
-    dtype = plan.stored_dtype.newbyteorder("<")
-    states = np.ascontiguousarray(frame[:, : plan.trajectory_bytes]).view(dtype)
-    return states.reshape(len(indices), *plan.states_shape)
+    payloads = read_payloads(root, plan, record, indices)
+    with _explained(str(root), record):
+        return np.stack([unpack(plan, payload) for payload in payloads])
+
+
+@contextlib.contextmanager
+def _explained(folder: str, shard: ShardRecord) -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        raise _damaged(folder, shard, shard.file, "does not hold the trajectories that it should") from None
 
 
 def _runs(states: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

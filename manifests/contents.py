@@ -7,10 +7,11 @@ needs beside the shards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests import webdataset_form, zarr_form
@@ -19,6 +20,7 @@ from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import Bytes, read_json
 from hkdpipe.manifests.plan import Plan, ShardRecord
 from hkdpipe.manifests.settings import digest
+from hkdpipe.manifests.shard_files import OpenFile
 
 _RATE_SHARDS = 20
 
@@ -28,8 +30,10 @@ class Form(Protocol):
     def labels_file(self, plan: Plan, k: int) -> str: ...
     def metadata(self, plan: Plan) -> dict[str, bytes]: ...
     def encode_shard(
-        self, plan: Plan, k: int, states: NDArray[Any]
-    ) -> tuple[list[Bytes], int, int, list[Bytes]]: ...
+        self, plan: Plan, k: int, payloads: Sequence[Bytes]
+    ) -> tuple[list[Bytes], list[Bytes]]: ...
+    def spacing(self, plan: Plan) -> tuple[int, int]: ...
+    def find_payloads(self, plan: Plan, record: ShardRecord, file: OpenFile) -> NDArray[np.int64]: ...
 
 
 FORMS: dict[str, Form] = {"zarr": zarr_form, "webdataset": webdataset_form}
@@ -114,16 +118,36 @@ def valid_record(root: Path, plan: Plan, k: int) -> ShardRecord | None:
 
 def fits(plan: Plan, k: int, record: ShardRecord) -> bool:
     """Whether a record is one of shard k under the plan, and all its trajectories lie within its file."""
-    last = record.offset + (record.stop - record.start - 1) * record.stride
     return (
         record.index == k
         and record.plan == plan.identity()
         and record.file == FORMS[plan.form].shard_file(k)
         and record.labels.get("file", "") == FORMS[plan.form].labels_file(plan, k)
         and (record.start, record.stop) == plan.shard_range(k)
-        and record.stride >= plan.trajectory_bytes
-        and last + plan.trajectory_bytes <= record.bytes
+        and _lies_within(plan, record)
     )
+
+
+def _lies_within(plan: Plan, record: ShardRecord) -> bool:
+    """Where trajectories are compressed, only the file itself can say."""
+    if plan.codec != "none" or record.offset is None or record.stride is None:
+        return plan.codec != "none" and record.offset is record.stride is None
+    last = record.offset + (record.stop - record.start - 1) * record.stride
+    return record.stride >= plan.trajectory_bytes and last + plan.trajectory_bytes <= record.bytes
+
+
+def find_payloads(plan: Plan, record: ShardRecord, file: OpenFile) -> NDArray[np.int64]:
+    """Offset and length of each trajectory's payload in the open file of a shard, (n, 2).
+
+    ValueError if they are compressed and the file does not say where they are.
+    """
+    if record.offset is not None and record.stride is not None:
+        offsets = record.offset + np.arange(record.stop - record.start) * record.stride
+        return np.stack([offsets, np.full_like(offsets, plan.trajectory_bytes)], axis=1)
+    found = FORMS[plan.form].find_payloads(plan, record, file)
+    if found.min() < 0 or found.max() > record.bytes:
+        raise ValueError("no compressed trajectories")
+    return found
 
 
 def record_path(root: Path, k: int) -> Path:

@@ -25,8 +25,16 @@ _SAMPLER_KEYS = ("steps", *_SCHEDULE_KEYS, "solver")
 _TEACHER_FACTS = ("source", "licence", "dataset")
 _TEACHER_KEYS = ("sha256", "architecture", *_TEACHER_FACTS)
 _LABELS_KEYS = ("file", "bytes", "sha256")
-ENCODINGS = ("states", "residual")
-LEFT_OUT: dict[str, Any] = {"classes": [], "labels": {}, "encoding": "states"}
+ENCODINGS = ("states", "residual", "quantised")
+CODECS = ("none", "lz4", "zstd")
+LEFT_OUT: dict[str, Any] = {
+    "classes": [],
+    "labels": {},
+    "encoding": "states",
+    "codec": "none",
+    "offset": None,
+    "stride": None,
+}
 """Keys that are left out where they have these values, as in archives made before there were such keys."""
 _Record = TypeVar("_Record", "Plan", "ShardRecord")
 
@@ -37,9 +45,10 @@ class Plan:
 
     `shape` is that of an image, (C, H, W); `sigmas` are the noise levels of the stored states, from the
     start to 0.0: all of the sampler's, or some; trajectory i starts from the noise of (seed, i). `encoding`
-    says whether states themselves are stored, or how they differ from their noise (module `residual`). The
-    last shard may be shorter than `shard_size`. `classes` are those that trajectories are drawn from; empty
-    if the teacher's architecture has no label_dim. ValueError naming the key if a value is not accepted.
+    says whether states themselves are stored, or how they differ from their noise (module `residual`),
+    `codec` how a trajectory is compressed (module `codecs`). The last shard may be shorter than `shard_size`.
+    `classes` are those that trajectories are drawn from; empty if the teacher's architecture has no
+    label_dim. ValueError naming the key if a value is not accepted.
     """
 
     form: str
@@ -54,6 +63,7 @@ class Plan:
     teacher: dict[str, Any]
     classes: tuple[int, ...] = ()
     encoding: str = "states"
+    codec: str = "none"
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -68,11 +78,15 @@ class Plan:
         good = len(shape) == 3 and all(_is_int(n, 1, 10**6) for n in shape)
         _require("shape", self.shape, good, "three sizes, C, H, W")
         object.__setattr__(self, "shape", shape)
-        accepted = ", ".join(f'"{name}"' for name in STATE_TYPES)
-        _require("dtype", self.dtype, self.dtype in STATE_TYPES, accepted)
-        _require("encoding", self.encoding, self.encoding in ENCODINGS, '"states", "residual"')
+        _require("dtype", self.dtype, self.dtype in STATE_TYPES, _quoted(STATE_TYPES))
+        _require("encoding", self.encoding, self.encoding in ENCODINGS, _quoted(ENCODINGS))
         exact = self.encoding == "states" or self.dtype != "bfloat16"
         _require("encoding", self.encoding, exact, '"states": bfloat16 cannot hold the noise exactly')
+        _require("codec", self.codec, self.codec in CODECS, _quoted(CODECS))
+        if self.encoding == "quantised":
+            _require("dtype", self.dtype, self.dtype == "float16", '"float16" where encoding is "quantised"')
+            smaller = '"lz4", "zstd" where encoding is "quantised": uncompressed, "residual" is as small'
+            _require("codec", self.codec, self.codec != "none", smaller)
         object.__setattr__(self, "sigmas", _sigmas(self.sigmas))
         _require("seed", self.seed, _is_int(self.seed, 0, 2**64 - 1), "an integer from 0 to 2**64 - 1")
         object.__setattr__(self, "sampler", _sampler(self.sampler))
@@ -97,7 +111,7 @@ class Plan:
     @property
     def stored_dtype(self) -> np.dtype[Any]:
         """numpy's type of the stored numbers."""
-        return stored_dtype(self.dtype)
+        return np.dtype(np.int16) if self.encoding == "quantised" else stored_dtype(self.dtype)
 
     @property
     def state_bytes(self) -> int:
@@ -161,7 +175,8 @@ class Plan:
 @dataclass(frozen=True)
 class ShardRecord:
     """A shard on disk. Trajectory start + i lies at byte offset + i * stride of the file: raw little-endian
-    states in C order.
+    states in C order. Of compressed trajectories, which take different numbers of bytes, only the file itself
+    says where they lie: `offset` and `stride` are None.
 
     `file` is relative to the archive, with slashes; `plan` is the plan's identity; `fingerprint` says how the
     states were computed (device, threads, precision, versions, batch shape): where it is the same,
@@ -175,8 +190,8 @@ class ShardRecord:
     stop: int
     bytes: int
     sha256: str
-    offset: int
-    stride: int
+    offset: int | None = field(default=None, kw_only=True)
+    stride: int | None = field(default=None, kw_only=True)
     plan: str
     fingerprint: dict[str, Any]
     labels: dict[str, Any] = field(default_factory=dict)
@@ -184,7 +199,8 @@ class ShardRecord:
     def __post_init__(self) -> None:
         for name in ("index", "start", "stop", "bytes", "offset", "stride"):
             value = getattr(self, name)
-            _require(name, value, _is_int(value, 0, 2**63 - 1), "an integer, at least 0")
+            absent = name in LEFT_OUT and value is None
+            _require(name, value, absent or _is_int(value, 0, 2**63 - 1), "an integer, at least 0")
         _require("file", self.file, isinstance(self.file, str), "a path")
         for name in ("sha256", "plan"):
             _require(name, getattr(self, name), _is_sha256(getattr(self, name)), "64 hexadecimal digits")
@@ -220,6 +236,10 @@ def _parse(cls: type[_Record], values: Any, path: Path | str) -> _Record:
         return cls(**values)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _quoted(names: tuple[str, ...]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _require(name: str, value: Any, good: bool, what: str) -> None:

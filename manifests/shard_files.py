@@ -33,6 +33,15 @@ class OpenFile:
         status = os.fstat(self.descriptor)
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
+    def read(self, count: int, offset: int) -> bytes:
+        """Up to `count` bytes from `offset` on: fewer only where the file ends."""
+        content = os.pread(self.descriptor, count, offset)
+        while len(content) < count and (
+            more := os.pread(self.descriptor, count - len(content), offset + len(content))
+        ):
+            content += more
+        return content
+
     def chunks(self) -> Iterator[bytes]:
         """Its content from the start."""
         offset = 0

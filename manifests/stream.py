@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.archive import Archive, Integers
+from hkdpipe.manifests.codecs import unpack
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.order import Block, Blocks, block_at
 from hkdpipe.manifests.residual import decode_states
-
-_MEMBER = ".states.npy"
+from hkdpipe.manifests.webdataset_form import member
 
 
 class BlockStream:
@@ -85,11 +85,12 @@ class BlockStream:
         plan = self._archive.plan
         stored = np.empty((len(block.indices), *plan.states_shape), plan.stored_dtype)
         places = {index: place for place, index in enumerate(block.indices.tolist())}
-        members = partial(tar_file_expander, select_files=lambda name: name.endswith(_MEMBER))
+        name = member(plan).removeprefix(".")
+        members = partial(tar_file_expander, select_files=lambda path: path.endswith(name))
         for sample in DataPipeline(partial(self._shards, block), members, group_by_keys, decoded()):
             place = places.pop(int(sample["__key__"]), None)
             if place is not None:  # else it is held out
-                stored[place] = sample[_MEMBER.removeprefix(".")]
+                stored[place] = sample[name] if plan.codec == "none" else unpack(plan, sample[name])
         if places:
             raise InputError(f"{self._archive.name}: trajectory {min(places)} is not in its shard")
         return stored

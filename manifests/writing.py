@@ -7,12 +7,13 @@ one archive at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from hkdpipe.manifests.codecs import pack
 from hkdpipe.manifests.contents import (
     FORMS,
     manifest_values,
@@ -34,7 +35,7 @@ from hkdpipe.manifests.files import (
     write_json,
 )
 from hkdpipe.manifests.plan import LEFT_OUT, Plan, ShardRecord
-from hkdpipe.manifests.state_type import finite
+from hkdpipe.manifests.residual import storable
 
 
 def begin(root: Path, plan: Plan) -> None:
@@ -75,8 +76,7 @@ def write_shard(
 ) -> ShardRecord:
     """Write shard k: states (n, *plan.states_shape), n its length, of `plan.stored_dtype`; then its record.
 
-    Only its owner writes a shard: InUseError where `owned` says before the record that another process has
-    taken it over since. HkdpipeError if a state is not finite, ValueError for another shape or dtype.
+    HkdpipeError if a state is not finite, ValueError for another shape or dtype, else as `write_payloads`.
     """
     start, stop = plan.shard_range(k)
     if states.shape != (stop - start, *plan.states_shape) or states.dtype != plan.stored_dtype:
@@ -84,15 +84,35 @@ def write_shard(
             f"shard {k} takes {plan.dtype} {(stop - start, *plan.states_shape)}, "
             f"not {states.dtype} {states.shape}"
         )
-    if not (good := finite(states, plan.dtype)).all():
-        raise HkdpipeError(f"{root}: trajectory {start + int(good.argmin())} is not finite in {plan.dtype}")
+    if not (good := storable(plan, states)).all():
+        held = plan.dtype if plan.encoding != "quantised" else "quantised residuals"
+        raise HkdpipeError(f"{root}: trajectory {start + int(good.argmin())} is not finite in {held}")
+    payloads = [pack(plan, trajectory) for trajectory in states]
+    return write_payloads(root, plan, k, payloads, fingerprint, owned)
+
+
+def write_payloads(
+    root: Path,
+    plan: Plan,
+    k: int,
+    payloads: Sequence[Bytes],
+    fingerprint: dict[str, Any],
+    owned: Callable[[], bool],
+) -> ShardRecord:
+    """Write shard k from the payloads of its trajectories, which another archive may hold; then its record.
+
+    Only its owner writes a shard: InUseError where `owned` says before the record that another process has
+    taken it over since.
+    """
     form = FORMS[plan.form]
     record_file = record_path(root, k)
     for path in (record_file, *(root / name for name in shard_files(plan, k))):
         remove_temporaries(path.parent, path.name)
     # A record must never stand beside a file that it was not made from.
     _unlink(record_file)
-    pieces, offset, stride, labels = form.encode_shard(plan, k, states)
+    pieces, labels = form.encode_shard(plan, k, payloads)
+    start, stop = plan.shard_range(k)
+    offset, stride = form.spacing(plan) if plan.codec == "none" else (None, None)
     record = ShardRecord(
         index=k,
         **_write(root, form.shard_file(k), pieces),

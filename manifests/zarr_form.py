@@ -1,25 +1,29 @@
 """The Zarr form: a Zarr v3 group whose sharded array `states` plain `zarr.open_group(root)["states"]` reads.
 With a conditional teacher there is a second array, `labels`, one chunk for each shard.
 
-One trajectory is a chunk, one pipeline shard a Zarr shard. Chunks are uncompressed, so a shard file is its
-trajectories in C order, each followed by the 4 bytes of its CRC-32C, then the index of the chunks.
+One trajectory is a chunk, one pipeline shard a Zarr shard. A shard file is the payloads of its trajectories,
+uncompressed in C order, each followed by the 4 bytes of its CRC-32C, then the index of the chunks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkdpipe.manifests.codecs import LEVELS
 from hkdpipe.manifests.files import Bytes
-from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.shard_files import OpenFile
 from hkdpipe.manifests.state_type import encode, little_endian
 
 if TYPE_CHECKING:
     import zarr
 
 _CRC_BYTES = 4
+_ENTRY_BYTES = 16  # of the index: where a chunk is, and its length
 _ABSENT = 2**64 - 1  # offset and length of a chunk that a shard's index says is not there
 _NO_LABEL = -1  # also behind the last trajectory of the last chunk
 
@@ -41,32 +45,44 @@ def metadata(plan: Plan) -> dict[str, bytes]:
     return {name: entries[name].to_bytes() for name in sorted(entries, key=len)}
 
 
-def encode_shard(plan: Plan, k: int, states: NDArray[Any]) -> tuple[list[Bytes], int, int, list[Bytes]]:
-    """A shard's file in pieces, the offset of its first trajectory and the distance between two; the file of
-    its labels, [] without.
+def encode_shard(plan: Plan, k: int, payloads: Sequence[Bytes]) -> tuple[list[Bytes], list[Bytes]]:
+    """A shard's file in pieces, and the file of its labels, [] without.
 
-    `states` is (n, *plan.states_shape) of `plan.stored_dtype`, n the length of shard k. The bytes depend on
-    nothing else; those of the labels on the plan's seed and classes and k. They follow the specification of
-    Zarr v3's sharding, put together here because zarr itself takes several times as long for the same bytes.
+    `payloads` are those of the trajectories of shard k. The bytes depend on nothing else; those of the labels
+    on the plan's seed and classes and k. They follow the specification of Zarr v3's sharding, put together
+    here because zarr itself takes several times as long for the same bytes.
     """
-    stride = plan.trajectory_bytes + _CRC_BYTES
+    lengths = np.array([len(payload) + _CRC_BYTES for payload in payloads])
     index = np.full((plan.shard_size, 2), _ABSENT, dtype="<u8")
-    index[: len(states), 0] = np.arange(len(states)) * stride
-    index[: len(states), 1] = stride
-    pieces = [piece for trajectory in states for piece in _with_crc(trajectory)] + _with_crc(index)
+    index[: len(payloads), 0] = np.cumsum(lengths) - lengths
+    index[: len(payloads), 1] = lengths
+    pieces = [piece for payload in payloads for piece in _with_crc(payload)] + _with_crc(little_endian(index))
     labels = plan.labels(range(*plan.shard_range(k)))
     if labels is None:
-        return pieces, 0, stride, []
+        return pieces, []
     numbers = np.full(plan.shard_size, _NO_LABEL, dtype="<i8")
     numbers[: len(labels)] = labels
-    return pieces, 0, stride, _with_crc(numbers)
+    return pieces, _with_crc(little_endian(numbers))
 
 
-def _with_crc(numbers: NDArray[Any]) -> list[Bytes]:
-    """Numbers as little-endian bytes in C order, and the CRC-32C that follows them."""
+def spacing(plan: Plan) -> tuple[int, int]:
+    """The offset of a shard's first trajectory, and the distance between two, where none is compressed."""
+    return 0, plan.trajectory_bytes + _CRC_BYTES
+
+
+def find_payloads(plan: Plan, record: ShardRecord, file: OpenFile) -> NDArray[np.int64]:
+    """Offset and length of each trajectory's payload in a shard's file, (n, 2). ValueError if it has none."""
+    size = plan.shard_size * _ENTRY_BYTES
+    index = np.frombuffer(file.read(size, record.bytes - _CRC_BYTES - size), "<i8").reshape(
+        plan.shard_size, 2
+    )
+    return index[: record.stop - record.start] - [0, _CRC_BYTES]
+
+
+def _with_crc(data: Bytes) -> list[Bytes]:
+    """Bytes, and the CRC-32C that follows them."""
     import google_crc32c
 
-    data = little_endian(numbers)
     crc = google_crc32c.value(np.frombuffer(data, dtype=np.uint8))
     return [data, crc.to_bytes(_CRC_BYTES, "little")]
 
@@ -74,8 +90,12 @@ def _with_crc(numbers: NDArray[Any]) -> list[Bytes]:
 def _create_group(entries: dict[str, Any], plan: Plan, count: int) -> zarr.Group:
     """Create the group and its arrays of `count` trajectories in `entries`, a store in memory."""
     import zarr
-    from zarr.codecs import Crc32cCodec
+    from zarr.codecs import BloscCname, BloscCodec, Crc32cCodec
 
+    compressors: list[Any] = [Crc32cCodec()]
+    if plan.codec != "none":
+        size, name, level = plan.stored_dtype.itemsize, BloscCname[plan.codec], LEVELS[plan.codec]
+        compressors.insert(0, BloscCodec(typesize=size, cname=name, clevel=level, shuffle="bitshuffle"))
     group = zarr.create_group(zarr.storage.MemoryStore(entries))
     group.create_array(
         "states",
@@ -83,8 +103,9 @@ def _create_group(entries: dict[str, Any], plan: Plan, count: int) -> zarr.Group
         dtype=plan.stored_dtype,
         chunks=(1, *plan.states_shape),
         shards=(plan.shard_size, *plan.states_shape),
-        compressors=[Crc32cCodec()],
-        fill_value=encode(np.array(np.nan), plan.dtype)[()],  # a missing shard must not look like data
+        compressors=compressors,
+        # NaN, also of quantised residuals through their noise: a missing shard must not look like data.
+        fill_value=encode(np.array(np.nan), plan.dtype).view(plan.stored_dtype)[()],
         config={"write_empty_chunks": True},
     )
     if plan.classes:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hkdpipe.manifests.archive import Archive, open_archive, read_shard
+from hkdpipe.manifests.archive import Archive, open_archive, read_payloads
 from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.contents import missing_shards, valid_record
 from hkdpipe.manifests.errors import Interrupted, UsageError
 from hkdpipe.manifests.files import make_folders
-from hkdpipe.manifests.writing import write_shard
+from hkdpipe.manifests.writing import write_payloads
 from hkdpipe.stages.generate import begin_beside_others, claim_of, finish_beside_others
 from hkdpipe.stages.reporting import Reporter, Summary
 
@@ -68,9 +68,9 @@ def _write(
                 if valid_record(out, plan, k) is None:
                     archive.verify_shard(k)
                     record = archive.shards[k]
-                    states = read_shard(source, archive.plan, record, range(record.start, record.stop))
+                    payloads = read_payloads(source, archive.plan, record, range(record.start, record.stop))
                     owned = partial(claims.holds, claim_of(k))
-                    write_shard(out, plan, k, states, record.fingerprint, owned)
+                    write_payloads(out, plan, k, payloads, record.fingerprint, owned)
                     written += 1
                 claims.release(claim_of(k))
                 advance(k + 1)

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.claims import Claims
-from hkdpipe.manifests.contents import missing_shards, planned, valid_record
+from hkdpipe.manifests.contents import describe, missing_shards, planned, valid_record
 from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
 from hkdpipe.manifests.files import make_folders
 from hkdpipe.manifests.plan import Plan
@@ -69,12 +70,11 @@ def generate(
         missing = finish_beside_others(out, claims)
     generated = _trajectories(plan, made)
     seconds = time.monotonic() - started
-    stored = plan.count * plan.trajectory_bytes
     channels, height, width = plan.shape
     rows = [
         ("trajectories", f"{plan.count:,} of {channels}x{height}x{width}, {len(plan.sigmas)} states each"),
         ("network evaluations each", f"{evaluations(settings.steps, settings.solver)}"),
-        ("shards", f"{plan.shards} ({settings.format}), {stored / 1e6:,.1f} MB"),
+        ("shards", f"{plan.shards} ({settings.format}), {describe(out)['bytes'] / 1e6:,.1f} MB"),
     ]
     if made:
         rows.append(
@@ -141,6 +141,7 @@ def _plan(teacher: Teacher, settings: GenerationSettings, licence: str) -> Plan:
         shape=teacher.image_shape,
         dtype=settings.dtype,
         encoding=settings.encoding,
+        codec=settings.codec,
         sigmas=_stored_levels(teacher, settings, sigma_min, sigma_max),
         seed=settings.seed,
         classes=settings.classes or tuple(range(teacher.arch.label_dim)),
@@ -212,12 +213,13 @@ def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch
 
 
 def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
-    """How states were computed: where it is the same, computing again gives the same bytes."""
+    """How a shard was made: where it is the same, making it again gives the same bytes."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else torch.backends.cpu.get_cpu_capability()
     )
+    compressor = {"numcodecs": version("numcodecs")} if plan.codec != "none" else {}
     return {
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
@@ -225,6 +227,7 @@ def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
         "batch_shape": [plan.batch_size, *plan.shape],
         "torch": torch.__version__,
         "numpy": np.__version__,
+        **compressor,
     }
 
 

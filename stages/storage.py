@@ -15,14 +15,14 @@ def check_storage(root: Path, plan: Plan, missing: Sequence[int], reporter: Repo
     """Report what the missing shards of the archive in the folder `root` take, and how much space is free.
 
     Counted are the bytes of the states; a shard's frame (checksums, index or tar headers) comes on top.
-    HkdpipeError if the space does not suffice.
+    HkdpipeError if the space does not suffice; how far a codec will compress them cannot be known.
     """
     if not missing:
         return
     need, product = needed(plan, missing)
     free = shutil.disk_usage(root).free
     place = _mount_point(root)
-    if need > free:
+    if need > free and plan.codec == "none":
         raise HkdpipeError(
             f"{root}: {product} are to be stored, {in_bytes(free)} are free on {place}; "
             "take a smaller generation.count, fewer generation.store_steps, or another folder"
@@ -36,7 +36,7 @@ def needed(plan: Plan, missing: Sequence[int]) -> tuple[int, str]:
     need = trajectories * plan.trajectory_bytes
     return need, (
         f"{trajectories:,} trajectories x {len(plan.sigmas)} states x {in_bytes(plan.state_bytes)} "
-        f"= {in_bytes(need)}"
+        f"= {in_bytes(need)}" + (" before compression" if plan.codec != "none" else "")
     )
 
 

@@ -133,8 +133,9 @@ def _check_streaming(archive: Archive, training: TrainingSettings, path: Path | 
 
 
 def training_identity(archive: Archive, training: TrainingSettings, options: MethodSettings | None) -> str:
-    """Digest of what a training learns and from what; archives of either form give the same."""
-    values = {key: value for key, value in archive.plan.identity_values().items() if key != "form"}
+    """Digest of what a training learns and from what; archives of the same numbers give the same."""
+    plan = archive.plan.identity_values()
+    values = {key: value for key, value in plan.items() if key not in ("form", "codec")}
     begun = {}
     if training.init_from:
         begun = {"init_from": sha256_file(saved_model(Path(training.init_from), "raw").weights)}

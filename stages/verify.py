@@ -17,7 +17,7 @@ from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.contents import planned, valid_record
 from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
 from hkdpipe.manifests.plan import Plan
-from hkdpipe.manifests.state_type import decode, encode
+from hkdpipe.manifests.residual import decode_states, storable, stored_noise
 from hkdpipe.manifests.verify import Findings, check_shards, restore, trusted_plan
 from hkdpipe.manifests.writing import finish
 from hkdpipe.stages.generate import WHOLE, batches, fingerprint, make_shards, sample_batch
@@ -129,12 +129,9 @@ def _state_fault(root: Path, findings: Findings, k: int) -> str | None:
     for first in range(start, end, step):
         indices = range(first, min(first + step, end))
         states = read_shard(root, plan, record, indices)
-        finite = np.isfinite(decode(states, plan.dtype)).reshape(len(indices), -1).all(axis=1)
-        noise = rng.unit_noise(plan.seed, "archive", indices, plan.shape).astype(np.float64)
-        scale = plan.sigmas[0] if plan.encoding == "states" else 1.0
-        starts = encode(noise * scale, plan.dtype)
+        starts = stored_noise(plan, rng.unit_noise(plan.seed, "archive", indices, plan.shape))
         right = (states[:, 0] == starts).reshape(len(indices), -1).all(axis=1)
-        for what, good in (("is not finite", finite), ("does not start at its noise", right)):
+        for what, good in (("is not finite", storable(plan, states)), ("does not start at its noise", right)):
             if not good.all():
                 return f"{root / record.file}: trajectory {indices[int(good.argmin())]} {what} (shard {k})"
     return None
@@ -181,9 +178,15 @@ def _check_by_computing(
 
 def _close(made: NDArray[Any], stored: NDArray[Any], plan: Plan) -> bool:
     scale = np.sqrt(np.square(plan.sigmas) + 0.25)[:, None, None, None]
-    values = (decode(states, plan.dtype).astype(np.float64) for states in (made, stored))
+    values = (_decoded(states, plan).astype(np.float64) for states in (made, stored))
     difference = np.abs(np.subtract(*values)) / scale
     return bool(difference.max() < TOLERANCE)
+
+
+def _decoded(stored: NDArray[Any], plan: Plan) -> NDArray[np.floating]:
+    rows = np.arange(len(stored))[:, None]
+    every = np.broadcast_to(np.arange(len(plan.sigmas)), (len(stored), len(plan.sigmas)))
+    return decode_states(plan, every, lambda wanted: stored[rows, wanted])
 
 
 def _repair(

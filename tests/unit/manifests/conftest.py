@@ -52,7 +52,7 @@ def values() -> Callable[[Plan], NDArray[Any]]:
 
     def make(plan: Plan) -> NDArray[Any]:
         rows = [np.random.default_rng(i).normal(size=plan.states_shape) for i in range(plan.count)]
-        return encode(np.stack(rows), plan.dtype)
+        return encode(np.stack(rows), plan.dtype).view(plan.stored_dtype)
 
     return make
 

@@ -144,7 +144,7 @@ def test_classes_are_the_teachers(plan: Plan) -> None:
 
 def test_records_without_classes_know_nothing_of_them(plan: Plan) -> None:
     """So that the files of unconditional teachers are what they always were."""
-    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, 0, 24, "1" * 64, {})
+    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, "1" * 64, {}, offset=0, stride=24)
     assert "labels" not in record.to_json()
     assert ("classes" in plan.to_json()) == bool(plan.classes)
 
@@ -169,7 +169,8 @@ def test_more_shards_than_names(plan: Plan) -> None:
 
 def test_shard_record() -> None:
     labels = {"file": "l", "bytes": 36, "sha256": "2" * 64}
-    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, 0, 24, "1" * 64, {"device": "cpu"}, labels)
+    how = {"device": "cpu"}
+    record = ShardRecord(0, "f", 0, 4, 100, "0" * 64, "1" * 64, how, labels, offset=0, stride=24)
     assert record.files == (("f", 100, "0" * 64), ("l", 36, "2" * 64))
     assert ShardRecord.from_json(json.loads(json.dumps(record.to_json())), PATH) == record
     for key, value in [("index", -1), ("sha256", "x"), ("file", None), ("stride", 1.5), ("fingerprint", [])]:

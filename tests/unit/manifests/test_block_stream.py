@@ -25,11 +25,19 @@ EPOCH = COUNT - FIRST
 STATES = np.random.default_rng(0).integers(0, 5, size=(3 * EPOCH, 3))
 
 
-@pytest.fixture(params=[("float16", "states"), ("bfloat16", "states"), ("float16", "residual")], ids="-".join)
+KINDS = [
+    ("float16", "states", "none"),
+    ("bfloat16", "states", "none"),
+    ("float16", "residual", "none"),
+    ("float16", "quantised", "zstd"),
+]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
 def archive(request: pytest.FixtureRequest, tmp_path: Path, plan: Plan, write: Write) -> Iterator[Archive]:
-    dtype, encoding = request.param
-    plan = dataclasses.replace(plan, form="webdataset", count=COUNT, dtype=dtype, encoding=encoding)
-    write(tmp_path, plan)
+    dtype, encoding, codec = request.param
+    kind = {"dtype": dtype, "encoding": encoding, "codec": codec}
+    write(tmp_path, dataclasses.replace(plan, form="webdataset", count=COUNT, **kind))
     with open_archive(tmp_path) as opened:
         yield opened
 

@@ -19,10 +19,18 @@ Values = dict[str, Any]
 SCHEMA = json.loads(resources.files("hkdpipe.manifests").joinpath("manifest.schema.json").read_text())
 
 
-@pytest.fixture(params=[("float16", "states"), ("bfloat16", "states"), ("float32", "residual")], ids="-".join)
+KINDS = [
+    ("float16", "states", "none"),
+    ("bfloat16", "states", "none"),
+    ("float32", "residual", "lz4"),
+    ("float16", "quantised", "zstd"),
+]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
 def manifest(tmp_path: Path, plan: Plan, write: Any, request: pytest.FixtureRequest) -> Values:
-    dtype, encoding = request.param
-    write(tmp_path, dataclasses.replace(plan, dtype=dtype, encoding=encoding))
+    dtype, encoding, codec = request.param
+    write(tmp_path, dataclasses.replace(plan, dtype=dtype, encoding=encoding, codec=codec))
     values: Values = json.loads((tmp_path / "manifest.json").read_text())
     return values
 
@@ -64,7 +72,7 @@ def addition(parent: Any, key: Any) -> None:
 
 
 FREE = {"architecture", "source", "licence", "dataset"}
-OPTIONAL = {"classes", "labels", "encoding"}
+OPTIONAL = {"classes", "labels", "encoding", "offset", "stride"}
 
 
 def test_whatever_is_missing_wrong_or_added_is_refused(manifest: Values) -> None:
@@ -75,7 +83,9 @@ def test_whatever_is_missing_wrong_or_added_is_refused(manifest: Values) -> None
     ]
     assert len(places) > 30
     for path in places:
-        assert validator.is_valid(broken(manifest, path, remove)) == (path[-1] in OPTIONAL), path
+        # A quantised archive is a compressed one.
+        optional = OPTIONAL if manifest["plan"].get("encoding") == "quantised" else {*OPTIONAL, "codec"}
+        assert validator.is_valid(broken(manifest, path, remove)) == (path[-1] in optional), path
         assert validator.is_valid(broken(manifest, path, nonsense)) == (path[-1] in FREE), path
         assert not validator.is_valid(broken(manifest, path, addition)), path
 
@@ -92,6 +102,7 @@ def test_whatever_is_missing_wrong_or_added_is_refused(manifest: Values) -> None
         (("plan", "sampler", "solver"), "rk4"),
         (("plan", "classes"), [1, 1]),
         (("plan", "encoding"), "delta"),
+        (("plan", "codec"), "gzip"),
         (("shards", 0, "sha256"), "ab" * 31),
     ],
 )

@@ -50,7 +50,7 @@ def write_shards() -> WriteShards:
             start, stop = plan.shard_range(k)
             values = 10 * np.arange(start, stop)[:, None] + np.arange(len(plan.sigmas))
             states = np.broadcast_to(values[:, :, None, None, None], (stop - start, *plan.states_shape))
-            writing.write_shard(root, plan, k, states.astype(plan.dtype), {})
+            writing.write_shard(root, plan, k, states.astype(plan.stored_dtype), {})
         if shards == plan.shards:
             writing.finish(root, plan)
 

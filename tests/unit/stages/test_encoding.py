@@ -8,7 +8,7 @@ import torch
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.plan import Plan
-from hkdpipe.manifests.residual import decode_states
+from hkdpipe.manifests.residual import decode_states, storable
 from hkdpipe.manifests.state_type import STATE_TYPES, encode
 from hkdpipe.stages.encoding import stored_numbers
 
@@ -49,3 +49,35 @@ def test_residuals_give_the_states_back(plan: Plan, noise: torch.Tensor, dtype: 
     residuals = states.numpy() - (levels * noise.numpy()[:, None].astype(np.float32)).astype(np.float64)
     allowed = np.abs(residuals) * relative + np.abs(states.numpy()) * 2.0**-24 + 2.0**-25
     assert (np.abs(found - states.numpy()) <= allowed).all()
+
+
+@pytest.fixture
+def quantised(plan: Plan) -> Plan:
+    return dataclasses.replace(plan, encoding="quantised", codec="lz4")
+
+
+def test_quantised_residuals_are_half_a_step_off_at_most(quantised: Plan, noise: torch.Tensor) -> None:
+    states = states_from(noise, quantised)
+    stored = stored_numbers(states, noise, quantised)
+    assert stored.dtype == quantised.stored_dtype == np.int16
+    assert stored[:, 0].tobytes() == noise.numpy().astype(np.float16).tobytes()
+    assert storable(quantised, stored).all()
+    rows = np.arange(len(noise))[:, None]
+    columns = np.broadcast_to(np.arange(5), (len(noise), 5))
+    found = decode_states(quantised, columns, lambda wanted: stored[rows, wanted])
+    assert found.dtype == np.float32
+    assert np.array_equal(found[:, 0], states[:, 0].float())
+    allowed = 1 / 2048 + np.abs(states.numpy()) * 2.0**-23
+    assert (np.abs(found - states.numpy()) <= allowed).all()
+
+
+@pytest.mark.parametrize("beyond", [32.0, -32.0, 1e30, np.inf, np.nan])
+def test_what_steps_cannot_hold_is_marked(quantised: Plan, noise: torch.Tensor, beyond: float) -> None:
+    """So that writing refuses it; the last steps before, and all other trajectories, are held."""
+    levels = torch.tensor(quantised.sigmas, dtype=torch.float32)
+    states = levels[:, None, None, None].double() * noise.double()[:, None]
+    states[5, 2, 0, 1, 1] += beyond
+    states[6, 2, 0, 1, 1] += 32766 / 1024
+    stored = stored_numbers(states, noise, quantised)
+    assert np.flatnonzero(~storable(quantised, stored)).tolist() == [5]
+    assert stored[6, 2, 0, 1, 1] == 32766

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections import namedtuple
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def test_what_just_fits_is_reported(
     check_storage(tmp_path, plan, range(plan.shards), heard)
     (line,) = heard.lines
     assert line.startswith("storage: 12 trajectories x 5 states x 8 B = 480 B; 480 B free on /")
+
+
+def test_what_compression_makes_of_it_is_not_foretold(
+    plan: Plan, heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(monkeypatch, 100)
+    check_storage(tmp_path, dataclasses.replace(plan, codec="lz4"), range(plan.shards), heard)
+    (line,) = heard.lines
+    assert line.startswith(
+        "storage: 12 trajectories x 5 states x 8 B = 480 B before compression; 100 B free on /"
+    )
 
 
 def test_what_does_not_fit_is_refused(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import torch
@@ -36,11 +37,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=[("zarr", "states"), ("webdataset", "residual")], ids="-".join)
+KINDS = [("zarr", "states", "none"), ("webdataset", "residual", "none"), ("webdataset", "quantised", "zstd")]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
 def made(request: pytest.FixtureRequest, tmp_path: Path, teacher: Path) -> Path:
     root = tmp_path / "archive"
-    form, encoding = request.param
-    settings = dataclasses.replace(SETTINGS, format=form, encoding=encoding)
+    form, encoding, codec = request.param
+    settings = dataclasses.replace(SETTINGS, format=form, encoding=encoding, codec=codec)
     generate(str(teacher), root, settings, device=CPU, reporter=Silent(), stop=lambda: False)
     return root
 
@@ -97,6 +101,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
         root / "manifest.json", lambda values: values["plan"].update(count=10)
     ),
 }
+
+
+def test_the_compressor_is_part_of_how_a_shard_was_made(made: Path) -> None:
+    plan, (record, *_) = contents.read_manifest(made)
+    expected = None if plan.codec == "none" else numcodecs.__version__
+    assert record.fingerprint.get("numcodecs") == expected
 
 
 def test_a_whole_archive_is_good_at_every_depth(made: Path) -> None:
@@ -165,7 +175,7 @@ def exchange(states: np.ndarray[Any, Any]) -> None:
 
 
 def shift(states: np.ndarray[Any, Any]) -> None:
-    states[:, 1:] += 0.25
+    states[:, 1:] += states.dtype.type(0.25 if states.dtype.kind == "f" else 256)  # that many quanta
 
 
 @pytest.mark.parametrize(
