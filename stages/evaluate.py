@@ -28,7 +28,9 @@ from hkdpipe.stages.evaluation_context import Context
 from hkdpipe.stages.evaluation_pictures import sample_picture, strip_picture
 from hkdpipe.stages.match import match_to_teacher
 from hkdpipe.stages.model_card import model_card
+from hkdpipe.stages.published import published
 from hkdpipe.stages.reference import Reference, load_reference
+from hkdpipe.stages.report import REPORT, write_report
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.stages.speed import measure_speed
@@ -106,11 +108,26 @@ def evaluate(
         if previous and previous.get("identity") == identity and (export / "config.json").is_file():
             return _summary(previous, out, export, did_nothing=True)
         measured = _measure(context, weights)
+        plan = trajectories.plan
         metrics = {
             "identity": identity,
             "checkpoint": {"path": str(path), "seen": state["seen"], "sha256": state["sha256"]},
             "settings": {**vars(settings)},
+            "model": student.config(),
+            "teacher": {
+                **{name: plan.teacher[name] for name in ("source", "sha256", "licence", "dataset")},
+                "nfe": context.whole_sampler()[1],
+            },
+            "archive": {
+                "trajectories": len(trajectories),
+                "held_out": context.validation,
+                "seed": plan.seed,
+                "sampler": plan.sampler,
+                "dtype": plan.dtype,
+                "classes": list(plan.classes),
+            },
             **measured,
+            "published": _published(context),
             "device": _device_name(device),
             "precision": str(student.dtype).removeprefix("torch."),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -119,12 +136,12 @@ def evaluate(
         }
         check_owned()
         _write_tables(out, metrics)
-        facts = {**loaded.about, "licence": trajectories.plan.teacher["licence"]}
+        facts = {**loaded.about, "licence": plan.teacher["licence"]}
         about = {
             "teacher": {"source": loaded.source, "sha256": loaded.sha256, **facts},
             "checkpoint": metrics["checkpoint"],
             "weights": settings.weights,
-            "classes": list(trajectories.plan.classes),
+            "classes": list(plan.classes),
             "metrics": measured["rows"],
         }
         make_folders(export.parent)
@@ -141,6 +158,7 @@ def evaluate(
         student.save(export, about, complete)
         check_owned()
         remove_parts(out)
+        write_report(out, metrics)
         # Last: it says that all the rest is done.
         write_json(out / "metrics.json", metrics)
     return _summary(metrics, out, export, did_nothing=False)
@@ -159,6 +177,14 @@ def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, An
             f"{path}: no checkpoint; accepted: a checkpoint, or a folder of them made by hkdpipe train"
         )
     return found
+
+
+def _published(context: Context) -> list[dict[str, Any]]:
+    """What papers report for the archive's data set, where what is measured here can stand beside it."""
+    if METRICS[context.settings.features] != "fid":
+        return []
+    plan = context.archive.plan
+    return published(plan.teacher["dataset"], context.student.image_shape, plan.label_dim > 0)
 
 
 def _measure(context: Context, weights: str) -> dict[str, Any]:
@@ -246,11 +272,15 @@ def _summary(metrics: dict[str, Any], out: Path, export: Path, did_nothing: bool
         )
         for (name, nfe), row in measured.items()
     ]
+    rows += [
+        (f"{row['name']} (published)", str(row["nfe"]), f"{row['fid']:.2f}", *["-"] * (2 + len(conditional)))
+        for row in metrics["published"]
+    ]
     return Summary(
         title="evaluate",
         header=("", "evaluations", metrics["metric"], "p > 0.9", *conditional, "latency, one image"),
         rows=tuple(rows),
-        files=(out / "samples.png", out / "strip.png", out / "metrics.json", export),
+        files=(out / REPORT, out / "samples.png", out / "strip.png", out / "metrics.json", export),
         next_commands=(f"hkdpipe sample --model {export} --count 64 --out samples",),
         data={"per_class": per_class, **{key: metrics[key] for key in ("rows", "match", "speed")}},
         did_nothing=did_nothing,

@@ -49,6 +49,14 @@ def beside(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     return sheet
 
 
+def apart(picture: Image.Image, count: int) -> list[Image.Image]:
+    """The pictures, all of one size, of which `beside` made this one."""
+    gutter = 4 * GAP
+    width = (picture.width - gutter * (count - 1)) // count
+    lefts = [number * (width + gutter) for number in range(count)]
+    return [picture.crop((left, CAPTION, left + width, picture.height)) for left in lefts]
+
+
 def strip(
     rows: Sequence[NDArray[np.floating]], captions: Sequence[str], columns: Sequence[str]
 ) -> Image.Image:

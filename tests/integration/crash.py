@@ -115,6 +115,7 @@ POINTS: dict[str, list[Point]] = {
         ("row", distribution, "write_json"),
         ("table", evaluate, "write_atomic"),
         ("export", student.Student, "save"),
+        ("report", evaluate, "write_report"),
         *_FILES,
     ],
 }

@@ -92,7 +92,8 @@ def result(stage: str, folder: Path) -> dict[str, Any]:
             if not name.startswith("checkpoints/") or name.startswith(f"checkpoints/{last}/")
         }
     elif stage == "evaluate":
-        files["speed.csv"] = "speed.csv" in files
+        for name in ("speed.csv", "report.html"):
+            files[name] = name in files
         of_the_clock = dict.fromkeys(("speed", "finished", "seconds"))
         files["metrics.json"] = {**json.loads(files["metrics.json"]), **of_the_clock}
     return files

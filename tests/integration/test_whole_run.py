@@ -53,6 +53,7 @@ FILES = {
         for name in ("weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json")
     ),
     "evaluation/metrics.json",
+    "evaluation/report.html",
     *(f"evaluation/{name}.csv" for name in ("metrics", "match", "speed")),
     *(f"evaluation/rows/{name}" for name in ("student-1.json", "teacher-5.json")),
     *(f"evaluation/rows/reference/{number:06d}.npz" for number in range(2)),
