@@ -26,6 +26,7 @@ COMMANDS = (
     "submit",
     "cancel",
     "sample",
+    "analyze",
     "config",
     "train-teacher",
     "import-teacher",
