@@ -28,6 +28,7 @@ COMMANDS = (
     "submit",
     "cancel",
     "sample",
+    "analyze",
     "config",
     "train-teacher",
     "import-teacher",

@@ -94,6 +94,10 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, as the last line, instead of tables."
 )
 
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
+)
+
 
 def work_options(command: Callable[..., None]) -> Callable[..., None]:
     """--device, --quiet and --json."""

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hkdpipe.manifests import rng
-from hkdpipe.manifests.errors import InputError, Interrupted, UsageError
-from hkdpipe.manifests.files import make_folders, read_json, write_atomic
+from hkdpipe.manifests.errors import Interrupted, UsageError
+from hkdpipe.manifests.files import make_folders, write_atomic
 from hkdpipe.stages.pictures import grid, save_png, to_uint8
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import TeacherSampling
+from hkdpipe.stages.students import trained_classes
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.sampler import (
@@ -55,7 +56,7 @@ def sample(
     """
     student = load_model(model, device)
     label_dim = student.arch.label_dim
-    classes = _asked(_trained_on(model, label_dim) if label_dim else (), class_number)
+    classes = _asked(trained_classes(model, label_dim), class_number)
 
     def images(indices: range, labels: Tensor | None) -> Tensor:
         noise = torch.from_numpy(rng.unit_noise(seed, "sampling", indices, student.image_shape))
@@ -179,17 +180,3 @@ def _in_words(classes: tuple[int, ...]) -> str:
     first, last = min(classes), max(classes)
     without_gaps = len(classes) == last - first + 1 and first < last
     return f"{first} to {last}" if without_gaps else ", ".join(map(str, sorted(classes)))
-
-
-def _trained_on(model: Path, label_dim: int) -> tuple[int, ...]:
-    """The classes that an export or a checkpoint says it was trained on; else all of the network's."""
-    if (model / "config.json").is_file():
-        path = model / "config.json"
-        about: Any = read_json(path).get("about")
-    else:
-        path = model / "state.json"
-        about = read_json(path)
-    classes = about.get("classes", []) if isinstance(about, dict) else []
-    if not isinstance(classes, list) or not all(type(c) is int and 0 <= c < label_dim for c in classes):
-        raise InputError(f"{path}: classes: got {classes!r}; accepted: numbers from 0 to {label_dim - 1}")
-    return tuple(classes) or tuple(range(label_dim))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.pipeline.options import FOLDER, one_process_only, work_options
+from hkdpipe.pipeline.options import FOLDER, one_process_only, seed_option, work_options
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.work import working
 from hkdpipe.stages.settings import TeacherSampling
@@ -40,9 +40,7 @@ class _Number(click.FloatRange):
     "--out", type=FOLDER, metavar="DIR", required=True, help="Folder for the PNG grid and the .npz."
 )
 @click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
-)
+@seed_option
 @click.option("--steps", type=click.IntRange(min=2), help="Of the teacher's sampler: steps (default 18).")
 @click.option(
     "--solver",
