@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hkdpipe.stages.by_class import Row, match_rows
 from hkdpipe.stages.evaluation_context import Context
+from hkdpipe.trainer.classifier import DIGITS, load_classifier
 from hkdpipe.trainer.perceptual import normalised_difference
 
 MATCHED = 256  # held-out trajectories the match is measured on
@@ -53,8 +54,6 @@ def match_to_teacher(context: Context) -> tuple[list[Row], list[Row]]:
 
 def _perceptual_layers(context: Context) -> Callable[[Tensor], list[Tensor]] | None:
     """Features of the metric's classifier, not of the one in the loss; None for other images."""
-    if context.student.image_shape != (1, 8, 8):
+    if context.student.image_shape not in DIGITS:
         return None
-    from hkdpipe.trainer.classifier import load_classifier
-
     return load_classifier("digits-classifier-metric").to(context.device).features

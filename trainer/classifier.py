@@ -19,15 +19,18 @@ from hkdpipe.manifests import rng
 from hkdpipe.manifests.files import atomic_folder, write_json
 from hkdpipe.manifests.order import training_indices
 from hkdpipe.trainer.assets import asset
+from hkdpipe.trainer.colour import luminance
 from hkdpipe.trainer.images import load_digits
 from hkdpipe.trainer.teacher import read_weights
 
 STEPS, BATCH_SIZE, LEARNING_RATE, NOISE = 1500, 128, 2e-3, 0.15
 HELD_OUT = 297
+DIGITS = ((1, 8, 8), (3, 8, 8))
+"""The images that the classifiers take."""
 
 
 class DigitsClassifier(nn.Module):
-    """Four convolutions and a hidden layer for grey 8x8 images in [-1, 1]."""
+    """Four convolutions and a hidden layer for 8x8 images in [-1, 1], of which it sees the luminance."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +48,7 @@ class DigitsClassifier(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """The activations of every convolution, for a perceptual distance."""
         features = []
-        x = images.to(self.logits.weight.dtype)
+        x = (luminance(images) if images.shape[1] == 3 else images).to(self.logits.weight.dtype)
         for conv in self.convs:
             x = F.relu(conv(x))
             features.append(x)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import sha256_file
 from hkdpipe.trainer.assets import asset
-from hkdpipe.trainer.classifier import load_classifier
+from hkdpipe.trainer.classifier import DIGITS, load_classifier
 from hkdpipe.trainer.inception import inception_file, load_inception
 
 METRICS = {"digits": "fd_digits", "inception": "fid"}
@@ -54,8 +54,10 @@ def load_features(
         return FeatureNetwork(
             name, inception.sha256, inception, "to 299 x 299, bilinear as TensorFlow 1's, by torch-fidelity"
         )
-    if image_shape != (1, 8, 8):
-        raise UsageError(f"evaluation.features: '{name}' takes images of 1x8x8, these are {image_shape}")
+    if image_shape not in DIGITS:
+        raise UsageError(
+            f"evaluation.features: '{name}' takes images of 1x8x8 or 3x8x8, these are {image_shape}"
+        )
     classifier = load_classifier("digits-classifier-metric").to(device)
 
     def outputs(images: Tensor) -> tuple[Tensor, Tensor]:

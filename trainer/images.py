@@ -14,37 +14,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.errors import InputError
+from hkdpipe.trainer.colour import chroma_basis
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def load_images(source: str) -> NDArray[np.float32]:
-    """Images (N, C, H, W) in [-1, 1]: 'digits', a folder or a .zip of pictures of one size, or an .npz.
+    """Images (N, C, H, W) in [-1, 1]: 'digits', 'digits-color', pictures of one size, or an .npz.
 
-    The .npz holds one array `images` (N, H, W) or (N, H, W, C) of uint8. Raises InputError otherwise.
+    The pictures are those of a folder or of a .zip, or a single file. The .npz holds one array `images`
+    (N, H, W) or (N, H, W, C) of uint8. Raises InputError otherwise.
     """
     if source == "digits":
         return load_digits()[0]
+    if source == "digits-color":
+        return tinted(load_digits()[0])
     path = Path(source)
     if path.is_dir():
         return _scaled(_read_folder(path))
+    if path.is_file() and _is_picture(path.name):
+        return _scaled(_stacked(path, [(str(path), path.open("rb"))]))
     if path.suffix == ".zip" and path.is_file():
         return _scaled(_read_zip(path))
     if path.suffix == ".npz" and path.is_file():
         return _scaled(_read_npz(path)["images"])
     raise InputError(
-        f"{source}: no such image set; accepted: 'digits', a folder or a .zip of pictures, an .npz file"
+        f"{source}: no such image set; accepted: 'digits', 'digits-color', a picture, a folder or a .zip of "
+        "pictures, an .npz file"
     )
+
+
+def select_images(source: str) -> NDArray[np.float32]:
+    """The images (N, C, H, W) of `load_images`, or SET:NUMBER, one of them, counted from 0: (1, C, H, W)."""
+    name, colon, number = source.rpartition(":")
+    if not colon or not number.isdecimal() or Path(source).exists():
+        return load_images(source)
+    images = load_images(name)
+    if int(number) >= len(images):
+        raise InputError(f"{source}: no such image; accepted: {name}:0 to {name}:{len(images) - 1}")
+    return images[int(number)][None]
 
 
 def load_labels(source: str) -> NDArray[np.int64] | None:
     """The classes (N,), numbered from 0, of the images of `load_images`; None where the set has none.
 
-    Those of 'digits' are known; of a folder whose pictures all lie in subfolders, the subfolders are the
-    classes, in the order of their names; a .zip has them in dataset.json, as EDM's do; an .npz in an array
-    `labels`. Raises InputError for one that holds no class numbers.
+    Those of 'digits' and 'digits-color' are known; of a folder whose pictures all lie in subfolders, the
+    subfolders are the classes, in the order of their names; a .zip has them in dataset.json, as EDM's do; an
+    .npz in an array `labels`. Raises InputError for one that holds no class numbers.
     """
-    if source == "digits":
+    if source in ("digits", "digits-color"):
         return load_digits()[1]
     path = Path(source)
     if path.is_dir():
@@ -75,6 +93,18 @@ def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     digits = read()
     images = (digits.images[:, None] / 8 - 1).astype(np.float32)
     return images, digits.target.astype(np.int64)
+
+
+def tinted(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Grey images (N, 1, H, W) as strokes of one hue each on black: (N, 3, H, W).
+
+    The hues are spread evenly, by turns of the golden angle. All tints have the same luminance, so that the
+    luminance of an image is 0.6 times its brightness and says nothing of its hue.
+    """
+    angles = np.arange(len(images)) * (np.pi * (3 - np.sqrt(5)))
+    tints = 0.6 + 0.4 * np.stack([np.cos(angles), np.sin(angles)], axis=1) @ chroma_basis()
+    brightness = (images + 1) / 2
+    return (2 * brightness * tints[:, :, None, None] - 1).astype(np.float32)
 
 
 def _scaled(images: NDArray[np.uint8]) -> NDArray[np.float32]:

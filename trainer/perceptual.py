@@ -53,9 +53,9 @@ def perceptual_distance(
 
 def check_perceptual(name: str, file: str, channels: int, size: int) -> None:
     """Raises as `perceptual_distance` does for what can be seen without building the network."""
-    if name == "digits" and channels != 1:
+    if name == "digits" and channels not in (1, 3):
         raise UsageError(
-            f"training.perceptual: 'digits' compares grey images, these have {channels} channels"
+            f"training.perceptual: 'digits' compares images of 1 or 3 channels, these have {channels}"
         )
     if name in BACKBONES:
         if size < SMALLEST_SIDE[name]:

@@ -14,7 +14,7 @@ def preset(name: str) -> Config:
 
 
 def test_published_data_sets_and_the_digits_have_presets() -> None:
-    assert set(presets()) == {"digits", *PUBLISHED}
+    assert set(presets()) == {"digits", "digits-color", *PUBLISHED}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_the_two_classifiers_were_trained_apart() -> None:
     assert not torch.allclose(loss.hidden.weight, metric.hidden.weight, atol=0.05)
 
 
+def test_colour_images_are_seen_by_their_luminance() -> None:
+    metric = load_classifier("digits-classifier-metric")
+    coloured = torch.rand(5, 3, 8, 8) * 2 - 1
+    grey = torch.einsum("c,nchw->nhw", torch.tensor([0.299, 0.587, 0.114]), coloured)[:, None]
+    torch.testing.assert_close(metric(coloured), metric(grey))
+
+
 def test_features_of_the_metric() -> None:
     """Of bytes, as they come back from files."""
     network = load_features("digits", "", (1, 8, 8), torch.device("cpu"))
@@ -48,9 +55,9 @@ def test_features_of_the_metric() -> None:
     assert network.sha256 == sha256_file(asset("digits-classifier-metric") / "model.safetensors")
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16)])
+@pytest.mark.parametrize("shape", [(2, 8, 8), (1, 16, 16)])
 def test_features_of_other_images_are_refused(shape: tuple[int, int, int]) -> None:
-    with pytest.raises(UsageError, match=r"'digits' takes images of 1x8x8, these are \(\d, \d+, \d+\)"):
+    with pytest.raises(UsageError, match=r"'digits' takes images of 1x8x8 or 3x8x8, these are \(\d, \d+, "):
         load_features("digits", "", shape, torch.device("cpu"))
 
 

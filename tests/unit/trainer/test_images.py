@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import colorsys
 import io
 import json
 import zipfile
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.trainer.images import load_digits, load_images, load_labels
+from hkdpipe.trainer.images import load_digits, load_images, load_labels, select_images
 
 Pixels = NDArray[Any]
 
@@ -40,6 +41,50 @@ def test_digits_are_all_there_in_their_range() -> None:
     assert set(np.unique(images * 8 + 8).tolist()) == set(range(17))
     assert np.bincount(classes).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert np.array_equal(load_images("digits"), images)
+
+
+def test_tinted_digits_have_one_hue_each_and_the_luminance_of_the_grey_ones() -> None:
+    """The hues, by the angle of their strongest pixel, are spread evenly."""
+    grey, classes = load_digits()
+    images = load_images("digits-color")
+    assert (images.shape, str(images.dtype)) == ((1797, 3, 8, 8), "float32")
+    assert (images.min() >= -1, images.max() <= 1) == (True, True)
+    luminance = np.einsum("c,nchw->nhw", [0.299, 0.587, 0.114], images)
+    np.testing.assert_allclose(luminance + 1, 0.6 * (grey[:, 0] + 1), atol=1e-6)
+    strokes = (images + 1).transpose(0, 2, 3, 1).reshape(1797, 64, 3)
+    strongest = strokes[np.arange(1797), strokes.sum(axis=2).argmax(axis=1)]
+    share = strokes.sum(axis=2) / strongest.sum(axis=1)[:, None]
+    np.testing.assert_allclose(strokes, share[:, :, None] * strongest[:, None], atol=1e-6)
+    hues = [colorsys.rgb_to_hsv(*tint)[0] for tint in strongest]
+    assert (np.histogram(hues, 3, (0, 1))[0] > 400).all()
+    assert len(np.unique(np.round(hues, 4))) > 1700
+    labels = load_labels("digits-color")
+    assert labels is not None
+    assert np.array_equal(labels, classes)
+
+
+def test_one_image_of_a_set_by_its_number(tmp_path: Path) -> None:
+    data = pixels(3, 4, 5)
+    for index, values in enumerate(data):
+        picture(tmp_path / f"{index}.png", values)
+    whole = load_images(str(tmp_path))
+    assert np.array_equal(select_images(f"{tmp_path}:2"), whole[2:])
+    assert np.array_equal(select_images(str(tmp_path)), whole)
+    assert np.array_equal(select_images("digits:7"), load_digits()[0][7:8])
+    with pytest.raises(InputError, match=rf"{tmp_path}:3: no such image; accepted: {tmp_path}:0 to .*:2"):
+        select_images(f"{tmp_path}:3")
+
+
+def test_a_picture_is_a_set_of_one(tmp_path: Path) -> None:
+    """Also one whose name looks like a number in a set."""
+    data = pixels(4, 5)
+    picture(tmp_path / "a.png", data)
+    (tmp_path / "a.png").rename(tmp_path / "1:2.png")
+    (tmp_path / "folder:7").mkdir()
+    picture(tmp_path / "folder:7/a.png", data)
+    for source in ("1:2.png", "1:2.png:0", "folder:7"):
+        images = select_images(str(tmp_path / source))
+        assert np.array_equal(images, data[None, None].astype(np.float32) / 127.5 - 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -128,8 +128,8 @@ def test_distance_by_name() -> None:
     assert distance is not None
     expected = normalised_difference(classifier.features(a), classifier.features(b))
     assert torch.equal(distance(a, b), expected)
-    with pytest.raises(UsageError, match="'digits' compares grey images, these have 3 channels"):
-        perceptual_distance("digits", "", 3, CPU)
+    with pytest.raises(UsageError, match="'digits' compares images of 1 or 3 channels, these have 2"):
+        perceptual_distance("digits", "", 2, CPU)
 
 
 def test_pseudo_huber_is_the_norm_of_a_large_difference_and_the_square_of_a_small_one() -> None:
