@@ -115,7 +115,9 @@ def inject(
 
 def at_every_level(masks: Sequence[Tensor], painted: Tensor) -> list[Tensor]:
     """Masks (C, H, W) of observables times that of an image, `painted` (H, W) in [0, 1], averaged to them."""
-    return [mask * F.adaptive_avg_pool2d(painted[None].to(mask), mask.shape[1:]) for mask in masks]
+    return [
+        mask * F.adaptive_avg_pool2d(painted[None].to(mask), (mask.shape[1], mask.shape[2])) for mask in masks
+    ]
 
 
 def content_kept(edited: Tensor, original: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
