@@ -20,6 +20,7 @@ from hkdpipe.manifests.errors import InUseError, UsageError
 from hkdpipe.manifests.remote import is_url
 from hkdpipe.pipeline.config import Config, resolve
 from hkdpipe.pipeline.rundir import RunDir
+from hkdpipe.stages.settings import CompletionSettings
 from hkdpipe.stages.worker import Worker
 from hkdpipe.trainer.world import world_from_environment
 
@@ -97,6 +98,47 @@ json_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
 )
+
+
+model_option = click.option(
+    "--model", type=FOLDER, metavar="DIR", required=True, help="An export or a checkpoint of hkd."
+)
+image_option = click.option(
+    "--image",
+    metavar="IMAGE",
+    required=True,
+    help="A picture; NUMBER or SEED:NUMBER for one of hkdpipe sample; a folder, .zip or .npz of pictures, "
+    "'digits' or 'digits-color', each also with :NUMBER for one of them.",
+)
+out_option = click.option(
+    "--out", type=FOLDER, metavar="DIR", required=True, help="Folder for what is written."
+)
+class_option = click.option(
+    "--class",
+    "class_number",
+    type=int,
+    metavar="NUMBER",
+    help="Class that a model with classes is told; without it, of samples, the one drawn by the seed.",
+)
+
+
+def completion_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Those of CompletionSettings, with its defaults."""
+    default = CompletionSettings()
+    options: tuple[tuple[str, Any, float, str], ...] = (
+        ("--lowest", float, default.lowest, "Noise level of the last step."),
+        (
+            "--highest",
+            float,
+            default.highest,
+            "Noise level of the second step (of the first: pure noise).",
+        ),
+        ("--steps", click.IntRange(min=3), default.steps, "Evaluations of the model."),
+        ("--count", click.IntRange(min=1), default.count, "Completions of each picture."),
+    )
+    for name, kind, value, words in options:
+        command = click.option(name, type=kind, default=value, show_default=True, help=words)(command)
+    return seed_option(command)
 
 
 def work_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hkdpipe.manifests.files import write_atomic
 
-SIDE = 48  # pixels an image is enlarged to, at least
+SIDE = 48  # pixels an image is enlarged to, at least, where nothing else is said
 GAP = 4
 CAPTION = 22
 
@@ -22,10 +22,10 @@ def to_uint8(images: NDArray[np.floating]) -> NDArray[np.uint8]:
     return (images * 127.5 + 128).clip(0, 255).astype(np.uint8)
 
 
-def grid(images: NDArray[np.floating], columns: int) -> Image.Image:
+def grid(images: NDArray[np.floating], columns: int, side: int = SIDE) -> Image.Image:
     """Images (N, C, H, W) in [-1, 1], C 1 or 3, row by row; pixels enlarged without smoothing."""
     count, _, height, width = images.shape
-    scale = max(1, SIDE // max(height, width))
+    scale = max(1, side // max(height, width))
     rows = -(-count // columns)
     cell_h, cell_w = height * scale + GAP, width * scale + GAP
     sheet = np.full((rows * cell_h + GAP, columns * cell_w + GAP, 3), 255, dtype=np.uint8)
@@ -58,10 +58,10 @@ def apart(picture: Image.Image, count: int) -> list[Image.Image]:
 
 
 def strip(
-    rows: Sequence[NDArray[np.floating]], captions: Sequence[str], columns: Sequence[str]
+    rows: Sequence[NDArray[np.floating]], captions: Sequence[str], columns: Sequence[str], side: int = SIDE
 ) -> Image.Image:
     """One row of images (K, C, H, W) under the other, a caption over each row and each column."""
-    pictures = [grid(row, len(row)) for row in rows]
+    pictures = [grid(row, len(row), side) for row in rows]
     width = pictures[0].width
     cell = (width - GAP) // len(columns)
     sheet = Image.new(

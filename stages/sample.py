@@ -56,7 +56,7 @@ def sample(
     """
     student = load_model(model, device)
     label_dim = student.arch.label_dim
-    classes = _asked(trained_classes(model, label_dim), class_number)
+    classes = asked_classes(trained_classes(model, label_dim), class_number)
 
     def images(indices: range, labels: Tensor | None) -> Tensor:
         noise = torch.from_numpy(rng.unit_noise(seed, "sampling", indices, student.image_shape))
@@ -81,7 +81,7 @@ def sample_teacher(
     """The same of a teacher, by its own sampler; by default from the noise that `sample` gives a student."""
     loaded = load_teacher(teacher, device)
     label_dim = loaded.arch.label_dim
-    classes = _asked(tuple(range(label_dim)), class_number)
+    classes = asked_classes(tuple(range(label_dim)), class_number)
 
     def images(indices: range, labels: Tensor | None) -> Tensor:
         noise, draw = _noise(seed, indices, loaded.image_shape, device, sampling.edm_seeds)
@@ -166,8 +166,8 @@ def _sample(
     )
 
 
-def _asked(known: tuple[int, ...], class_number: int | None) -> tuple[int, ...]:
-    """The classes to sample, of those known; none of an unconditional network."""
+def asked_classes(known: tuple[int, ...], class_number: int | None) -> tuple[int, ...]:
+    """The one that --class names, else all of those known; none of an unconditional network."""
     if class_number is None:
         return known
     if class_number not in known:

@@ -101,6 +101,20 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
+class CompletionSettings:
+    """`hkdpipe inpaint` and `colorize`: `count` completions of each picture, in so many steps.
+
+    The first step is from pure noise, the others from noise levels from `highest` down to `lowest`.
+    """
+
+    count: int = 4
+    seed: int = 0
+    steps: int = 36
+    highest: float = 2.0
+    lowest: float = 0.1
+
+
+@dataclass(frozen=True)
 class TeacherSampling:
     """`hkdpipe sample --teacher`: plain sampling, of which nothing but pictures is kept.
 

@@ -119,6 +119,29 @@ def sample_stochastic(
     return x
 
 
+@torch.inference_mode()
+def invert(
+    teacher: Denoiser,
+    images: Tensor,
+    steps: int = 18,
+    labels: Tensor | None = None,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> Tensor:
+    """The unit noise (N, C, H, W), in float64, whose trajectory leads to these images.
+
+    Heun's method along the noise levels of `sample_trajectory` in the other direction, from sigma_min, where
+    an image counts as its own state, to sigma_max: 2 (steps - 1) evaluations.
+    """
+    levels = noise_levels(teacher, steps, sigma_min, sigma_max, rho)[:-1].flip(0).tolist()
+    x = images.to(torch.float64)
+    for now, then in itertools.pairwise(levels):
+        x = _step(teacher, x, now, then, labels, "heun")
+    return x / levels[-1]
+
+
 def _rounded(teacher: Denoiser, sigma: Tensor) -> Tensor:
     rounding = getattr(teacher, "round_sigma", None)
     return sigma if rounding is None else rounding(sigma)

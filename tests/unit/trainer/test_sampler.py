@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from hkdpipe.manifests.rng import unit_noise
 from hkdpipe.trainer.sampler import (
     Churn,
     evaluations,
+    invert,
     network_range,
     sample_stochastic,
     sample_trajectory,
     sigma_schedule,
 )
+from hkdpipe.trainer.teacher import load_teacher
 
 Relative = Callable[[Tensor, Tensor], float]
 SPREAD = 0.5
@@ -172,3 +175,33 @@ def test_churned_samples_keep_the_spread_of_the_data() -> None:
     )
     assert images.std().item() == pytest.approx(SPREAD, rel=0.03)
     assert abs(np.corrcoef(images.ravel(), noise.ravel())[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("steps", [20, 40, 80])
+def test_inversion_follows_the_gaussian_solution_backwards(steps: int) -> None:
+    """From sigma_min on; the error falls with the square of the number of steps."""
+    images = torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    ends = torch.tensor([0.002, 80.0], dtype=torch.float64)
+    expected = gaussian_solution(images, ends)[-1] / 80
+    error = (invert(gaussian_denoiser, images, steps) / expected - 1).abs().max().item()
+    assert error < 60 / steps**2
+    finer = (invert(gaussian_denoiser, images, 2 * steps) / expected - 1).abs().max().item()
+    assert 3 < error / finer < 6
+
+
+def test_inversion_and_sampling_undo_each_other() -> None:
+    noise = torch.randn(4, 1, 2, 2, dtype=torch.float64)
+    states, _ = sample_trajectory(gaussian_denoiser, noise, 100)
+    torch.testing.assert_close(invert(gaussian_denoiser, states[-1], 100), noise, rtol=0.01, atol=0)
+
+
+def test_inversion_of_a_digit_leads_back_to_it() -> None:
+    """To other noise by a little: directions that the teacher contracts cannot be told from the image."""
+    teacher = load_teacher("digits")
+    noise = torch.from_numpy(unit_noise(3, "sampling", range(1), (1, 8, 8)))
+    image = sample_trajectory(teacher, noise, 18, keep=[18])[0][0]
+    found = invert(teacher, image, 18)
+    again = sample_trajectory(teacher, found, 18, keep=[18])[0][0]
+    assert np.corrcoef(found.flatten(), noise.flatten())[0, 1] > 0.9
+    assert (again - image).square().mean().sqrt() < 0.03
+    assert image.std() > 0.3
