@@ -59,8 +59,8 @@ def network(arch: Architecture, randomise: Randomise) -> PreconditionedUNet:
 
 @pytest.fixture
 def student(network: PreconditionedUNet, randomise: Randomise) -> HKD:
-    """A student whose operators are at work."""
-    model = HKD.from_teacher(network, KoopmanSettings())
+    """A student whose operators are at work: over Karras' time, learning from the whole loss."""
+    model = HKD.from_teacher(network, KoopmanSettings(time="karras", learns_from="all"))
     randomise(model.koopman)
     return model.requires_grad_(False)
 

@@ -17,8 +17,9 @@ from hkdpipe.manifests.errors import UsageError
 from hkdpipe.trainer.koopman import KoopmanOperator
 from hkdpipe.trainer.loss import Batch, distillation_loss
 from hkdpipe.trainer.methods.hkd import HKD, latent_error
+from hkdpipe.trainer.networks import PreconditionedUNet
 from hkdpipe.trainer.sampler import sigma_schedule
-from hkdpipe.trainer.settings import TrainingSettings, check_without_states_between
+from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings, check_without_states_between
 
 Relative = Callable[[Tensor, Tensor], float]
 SIGMAS = sigma_schedule(6)
@@ -189,7 +190,8 @@ def test_last_state_is_read_where_the_consistency_needs_it(times: int) -> None:
 
 
 def test_consistency_needs_states_in_between() -> None:
-    check_without_states_between(TrainingSettings(), "there are none")
+    check_without_states_between(TrainingSettings(latent_weight=0.0), "there are none")
+    check_without_states_between(TrainingSettings(method="kd"), "there are none")
     with pytest.raises(
         UsageError, match=r"training\.latent_weight: got 0\.5; accepted: 0, as there are none"
     ):
@@ -220,7 +222,17 @@ def test_operators_that_learn_from_the_latents_alone(working: HKD) -> None:
 
 
 def test_operators_need_something_to_learn_from(student: HKD) -> None:
-    student.settings = dataclasses.replace(student.settings, learns_from="latent")
+    student.settings = KoopmanSettings()
     with pytest.raises(UsageError, match=r"learns_from: got 'latent'; accepted with training\.latent_weight"):
-        student.parameter_groups(TrainingSettings())
+        student.parameter_groups(TrainingSettings(latent_weight=0.0))
     assert len(student.parameter_groups(TRAINING)) == 2
+
+
+def test_without_operators_there_is_no_consistency(network: PreconditionedUNet) -> None:
+    """Not even where it has a weight: the last state is read in vain."""
+    idle = HKD.from_teacher(network, KoopmanSettings(hierarchy="none")).double()
+    batch = batch_of([[0, 3], [0, 1]])
+    terms = loss_of(idle, batch)
+    assert "latent" not in terms
+    assert torch.equal(terms["loss"], loss_of(idle, batch.with_states(slice(-1)), latent_weight=0.0)["loss"])
+    assert len(idle.parameter_groups(TrainingSettings(latent_weight=0.0))) == 1
