@@ -27,7 +27,9 @@ _TEACHER_KEYS = ("sha256", "architecture", *_TEACHER_FACTS)
 _LABELS_KEYS = ("file", "bytes", "sha256")
 ENCODINGS = ("states", "residual", "quantised")
 CODECS = ("none", "lz4", "zstd")
+IMPORTED = "imported"
 LEFT_OUT: dict[str, Any] = {
+    "origin": "",
     "classes": [],
     "labels": {},
     "encoding": "states",
@@ -48,7 +50,8 @@ class Plan:
     says whether states themselves are stored, or how they differ from their noise (module `residual`),
     `codec` how a trajectory is compressed (module `codecs`). The last shard may be shorter than `shard_size`.
     `classes` are those that trajectories are drawn from; empty if the teacher's architecture has no
-    label_dim. ValueError naming the key if a value is not accepted.
+    label_dim. `origin` is `IMPORTED` if the noise is another program's, not that of `seed`: nothing can be
+    generated again then. ValueError naming the key if a value is not accepted.
     """
 
     form: str
@@ -64,6 +67,7 @@ class Plan:
     classes: tuple[int, ...] = ()
     encoding: str = "states"
     codec: str = "none"
+    origin: str = ""
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -87,6 +91,7 @@ class Plan:
             _require("dtype", self.dtype, self.dtype == "float16", '"float16" where encoding is "quantised"')
             smaller = '"lz4", "zstd" where encoding is "quantised": uncompressed, "residual" is as small'
             _require("codec", self.codec, self.codec != "none", smaller)
+        _require("origin", self.origin, self.origin in ("", IMPORTED), f'"{IMPORTED}"')
         object.__setattr__(self, "sigmas", _sigmas(self.sigmas))
         _require("seed", self.seed, _is_int(self.seed, 0, 2**64 - 1), "an integer from 0 to 2**64 - 1")
         object.__setattr__(self, "sampler", _sampler(self.sampler))

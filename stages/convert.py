@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hkdpipe.manifests.archive import Archive, open_archive, read_payloads
 from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.contents import missing_shards, valid_record
 from hkdpipe.manifests.errors import Interrupted, UsageError
-from hkdpipe.manifests.files import make_folders
+from hkdpipe.manifests.files import Bytes, make_folders
+from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.writing import write_payloads
 from hkdpipe.stages.generate import begin_beside_others, claim_of, finish_beside_others
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -29,7 +31,9 @@ def convert(source: Path, out: Path, form: str, *, reporter: Reporter, stop: Cal
         plan = archive.plan
         if plan.form == form:
             raise UsageError(f"--format: got {form}, which is the form of {source}")
-        written, missing = _write(source, archive, out, form, reporter, stop)
+        converted = dataclasses.replace(plan, form=form)
+        payloads = partial(_payloads, source, archive)
+        written, missing = write_missing(out, converted, payloads, reporter, stop)
     rows = [
         ("trajectories", f"{plan.count:,}, {len(plan.sigmas)} states each"),
         ("shards", f"{plan.shards} ({form}), {written} of them written now"),
@@ -48,11 +52,24 @@ def convert(source: Path, out: Path, form: str, *, reporter: Reporter, stop: Cal
     )
 
 
-def _write(
-    source: Path, archive: Archive, out: Path, form: str, reporter: Reporter, stop: Callable[[], bool]
+def _payloads(source: Path, archive: Archive, k: int) -> tuple[list[bytes], dict[str, Any]]:
+    archive.verify_shard(k)
+    record = archive.shards[k]
+    indices = range(record.start, record.stop)
+    return read_payloads(source, archive.plan, record, indices), record.fingerprint
+
+
+def write_missing(
+    out: Path,
+    plan: Plan,
+    payloads: Callable[[int], tuple[Sequence[Bytes], dict[str, Any]]],
+    reporter: Reporter,
+    stop: Callable[[], bool],
 ) -> tuple[int, list[int]]:
-    """Write what is missing in `out`; returns how many shards, and those left to other processes."""
-    plan = dataclasses.replace(archive.plan, form=form)
+    """Write what is missing in the archive `out`; returns how many shards, and those left to other processes.
+
+    `payloads(k)` gives those of shard k and its fingerprint. Raises Interrupted when asked to stop.
+    """
     written = 0
     make_folders(out)
     with Claims(out) as claims:
@@ -66,11 +83,7 @@ def _write(
                 if not claims.take(claim_of(k)):
                     continue
                 if valid_record(out, plan, k) is None:
-                    archive.verify_shard(k)
-                    record = archive.shards[k]
-                    payloads = read_payloads(source, archive.plan, record, range(record.start, record.stop))
-                    owned = partial(claims.holds, claim_of(k))
-                    write_payloads(out, plan, k, payloads, record.fingerprint, owned)
+                    write_payloads(out, plan, k, *payloads(k), partial(claims.holds, claim_of(k)))
                     written += 1
                 claims.release(claim_of(k))
                 advance(k + 1)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.plan import CODECS, ENCODINGS
 from hkdpipe.manifests.settings import MAX_SEED, setting
 
 
@@ -76,12 +75,12 @@ class GenerationSettings:
         "what is stored of a state: itself, or 'residual': what it differs by from its noise level times the "
         "trajectory's noise, which is stored once; more exact at the same size, not for bfloat16; or "
         "'quantised': that in steps of 1/1024, as exact as float16, and far smaller with the codec it needs",
-        choices=ENCODINGS,
+        choices=("states", "residual", "quantised"),
     )
     codec: str = setting(
         "none",
         "compression of each trajectory; a compressed one is read as a whole: 'lz4' is quick, 'zstd' smaller",
-        choices=CODECS,
+        choices=("none", "lz4", "zstd"),
     )
     batch_size: int = setting(256, "images in a network call; cut from a shard at fixed offsets", minimum=1)
 

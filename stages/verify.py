@@ -15,8 +15,8 @@ from hkdpipe.manifests import rng
 from hkdpipe.manifests.archive import read_shard
 from hkdpipe.manifests.claims import Claims
 from hkdpipe.manifests.contents import planned, valid_record
-from hkdpipe.manifests.errors import Interrupted, InUseError, UsageError
-from hkdpipe.manifests.plan import Plan
+from hkdpipe.manifests.errors import InputError, Interrupted, InUseError, UsageError
+from hkdpipe.manifests.plan import IMPORTED, Plan
 from hkdpipe.manifests.residual import decode_states, storable, stored_noise
 from hkdpipe.manifests.verify import Findings, check_shards, restore, trusted_plan
 from hkdpipe.manifests.writing import finish
@@ -49,10 +49,12 @@ def verify(
     """
     findings = _inspect(root, depth, reporter, stop)
     loaded: Teacher | None = None
-    if depth == "deep" or (repair and findings.shards):
+    imported = findings.plan.origin == IMPORTED
+    if not imported and (depth == "deep" or (repair and findings.shards)):
         loaded = _load(root, findings.plan, teacher, device)
-    if depth == "deep" and loaded is not None:
+    if depth == "deep":
         _check_states(root, findings, reporter, stop)
+    if depth == "deep" and loaded is not None:
         _check_by_computing(root, findings, loaded, device, reporter, stop)
     if findings.unfinished and not findings.shards:
         # Whoever wrote the last shard was stopped before it could do this.
@@ -107,7 +109,7 @@ def _load(root: Path, plan: Plan, teacher: str | None, device: torch.device) -> 
 
 
 def _check_states(root: Path, findings: Findings, reporter: Reporter, stop: Callable[[], bool]) -> None:
-    """Every state is finite, and every trajectory starts at the noise of its index.
+    """Every state is finite, and every trajectory that is not imported starts at the noise of its index.
 
     Shards at fault already are left out; a shard found wrong here joins them.
     """
@@ -129,9 +131,12 @@ def _state_fault(root: Path, findings: Findings, k: int) -> str | None:
     for first in range(start, end, step):
         indices = range(first, min(first + step, end))
         states = read_shard(root, plan, record, indices)
-        starts = stored_noise(plan, rng.unit_noise(plan.seed, "archive", indices, plan.shape))
-        right = (states[:, 0] == starts).reshape(len(indices), -1).all(axis=1)
-        for what, good in (("is not finite", storable(plan, states)), ("does not start at its noise", right)):
+        checks = [("is not finite", storable(plan, states))]
+        if plan.origin != IMPORTED:
+            starts = stored_noise(plan, rng.unit_noise(plan.seed, "archive", indices, plan.shape))
+            right = (states[:, 0] == starts).reshape(len(indices), -1).all(axis=1)
+            checks.append(("does not start at its noise", right))
+        for what, good in checks:
             if not good.all():
                 return f"{root / record.file}: trajectory {indices[int(good.argmin())]} {what} (shard {k})"
     return None
@@ -206,6 +211,11 @@ def _repair(
             raise InUseError(f"{root}: another process changed what it is to hold; nothing was repaired")
         claims.remove_leftovers()
         restore(root, findings)
+    if plan.origin == IMPORTED and shards:
+        raise InputError(
+            f"{root}: shards {', '.join(map(str, shards))} are of imported pairs, which cannot be computed; "
+            f"taken out: hkdpipe convert PAIRS {root} --format {plan.form} --teacher TEACHER writes them"
+        )
     if teacher is not None and shards:
         make_shards(teacher, root, plan, ALONE, claims, device, reporter, stop)
     with claims.waiting(WHOLE):

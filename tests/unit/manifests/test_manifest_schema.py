@@ -103,6 +103,7 @@ def test_whatever_is_missing_wrong_or_added_is_refused(manifest: Values) -> None
         (("plan", "classes"), [1, 1]),
         (("plan", "encoding"), "delta"),
         (("plan", "codec"), "gzip"),
+        (("plan", "origin"), "elsewhere"),
         (("shards", 0, "sha256"), "ab" * 31),
     ],
 )
