@@ -1,11 +1,24 @@
-"""The README of an export: what the model is, where it comes from, how to use it."""
+"""The README of an export: what the model is, where it comes from, how to use it.
+
+It begins with the front matter that huggingface_hub reads; the names of the files are the hub's own already.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+HUB_LICENCES = frozenset(
+    ("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "gpl-3.0", "lgpl-3.0", "mit", "openrail")
+) | {
+    f"cc-{terms}-{version}"
+    for terms in ("by", "by-sa", "by-nc", "by-nc-sa", "by-nc-nd")
+    for version in ("2.0", "3.0", "4.0")
+}
+"""Names that the hub knows, of those that models and data sets of images come under."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -17,8 +30,20 @@ def model_card(model: Mapping[str, Any], about: Mapping[str, Any], metric: str, 
     """
     arch, teacher = model["architecture"], about["teacher"]
     shape = f"{arch['img_channels']}x{arch['img_resolution']}x{arch['img_resolution']}"
-    licence = _line(teacher["licence"]) or "not stated"
-    return f"""# One-step generator of {shape} images
+    licence_text = _line(teacher["licence"])
+    licence = licence_text or "not stated"
+    return f"""---
+library_name: hkdpipe
+pipeline_tag: unconditional-image-generation
+{_licence_fields(licence_text)}
+tags:
+- diffusion
+- distillation
+- one-step-generation
+- {model["method"]}
+---
+
+# One-step generator of {shape} images
 
 Made by hkdpipe: a student (method `{model["method"]}`) that makes in one network evaluation what its teacher,
 an EDM diffusion model, makes in many.
@@ -47,6 +72,14 @@ images = model.sample(torch.randn(16, *model.image_shape))  # in [-1, 1]
 
 {_measurements(about["metrics"], metric, match)}
 """
+
+
+def _licence_fields(text: str) -> str:
+    """What the hub asks for in a front matter: one of its names of licences, or 'other' and which."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    if not name:
+        return "license: unknown"
+    return f"license: {name}" if name in HUB_LICENCES else f"license: other\nlicense_name: {json.dumps(name)}"
 
 
 def _weights(name: str) -> str:

@@ -23,6 +23,8 @@ from hkdpipe.stages.settings import TeacherSampling
 from hkdpipe.stages.students import trained_classes
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods import load_model
+from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.programs import OnnxModel
 from hkdpipe.trainer.sampler import (
     Churn,
     edm_generators,
@@ -54,16 +56,28 @@ def sample(
     class, of a conditional model: drawn of those it was trained on, unless `class_number` says which; the
     .npz then holds `labels`, int64 (N,), too. UsageError where the model was not trained on that class.
     """
-    student = load_model(model, device)
-    label_dim = student.arch.label_dim
+    generator = _generator(model, device)
+    shape, label_dim = generator.image_shape, generator.label_dim
     classes = asked_classes(trained_classes(model, label_dim), class_number)
 
     def images(indices: range, labels: Tensor | None) -> Tensor:
-        noise = torch.from_numpy(rng.unit_noise(seed, "sampling", indices, student.image_shape))
-        return student.sample(noise.to(device), labels)
+        noise = torch.from_numpy(rng.unit_noise(seed, "sampling", indices, shape))
+        return generator.sample(noise.to(device), labels)
 
-    what = _Asked(student.image_shape, count, seed, classes, label_dim, device)
+    what = _Asked(shape, count, seed, classes, label_dim, device)
     return _sample(images, what, out, (("model", str(model)),), reporter, stop)
+
+
+def _generator(model: Path, device: torch.device) -> Student | OnnxModel:
+    """InputError where there is none, UsageError for a kind of file that is not read."""
+    if model.suffix == ".pt2":
+        raise UsageError(
+            f"{model}: programs of torch.export are not read, as torch would execute what such a file holds; "
+            "accepted: the export's folder, its model.onnx, or a checkpoint"
+        )
+    if model.suffix == ".onnx":
+        return OnnxModel(model, device)
+    return load_model(model, device).folded()
 
 
 def sample_teacher(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import read_json
+from hkdpipe.manifests.files import read_json, read_json_if_there
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.methods.hkd import HKD
@@ -25,18 +25,20 @@ def load_hkd(model: Path, device: torch.device) -> HKD:
 
 
 def trained_classes(model: Path, label_dim: int) -> tuple[int, ...]:
-    """The classes that an export or a checkpoint says it was trained on; else all of the network's.
+    """The classes that an export, also beside its .onnx, or a checkpoint says it was trained on; else all of
+    the network's.
 
     None of a network that knows no classes.
     """
     if not label_dim:
         return ()
-    if (model / "config.json").is_file():
-        path = model / "config.json"
+    folder = model if model.is_dir() else model.parent
+    path = folder / "config.json"
+    if path.is_file():
         about: Any = read_json(path).get("about")
     else:
-        path = model / "state.json"
-        about = read_json(path)
+        path = folder / "state.json"
+        about = read_json_if_there(path)
     classes = about.get("classes", []) if isinstance(about, dict) else []
     if not isinstance(classes, list) or not all(type(c) is int and 0 <= c < label_dim for c in classes):
         raise InputError(f"{path}: classes: got {classes!r}; accepted: numbers from 0 to {label_dim - 1}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.errors import InputError, UsageError, first_line
 from hkdpipe.manifests.files import write_atomic
 from hkdpipe.trainer.methods.student import Student
 
@@ -61,6 +61,62 @@ def write_onnx(model: Student, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         exported.save(Path(folder) / "model.onnx", external_data=False)
         write_atomic(path, (Path(folder) / "model.onnx").read_bytes())
+
+
+class OnnxModel:
+    """What `write_onnx` wrote, run by onnxruntime: one-step sampling of images of `image_shape` (C, H, W), of
+    `label_dim` classes (0 without)."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        """InputError where the file is not such a model, UsageError where onnxruntime is missing.
+
+        It runs on a GPU where `device` is one and onnxruntime is made for it, else on the CPU.
+        """
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise UsageError(
+                f"{path}: needs the package onnxruntime; accepted: after pip install 'hkdpipe[onnx]'"
+            )
+        import onnxruntime
+
+        wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+        there = onnxruntime.get_available_providers()
+        providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in there]
+        self._path = path
+        try:
+            # From bytes: weights in further files, which a foreign model could name, are not looked for.
+            self._session = onnxruntime.InferenceSession(path.read_bytes(), providers=providers)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such model; accepted: an ONNX model of hkdpipe's") from None
+        except Exception as error:  # onnxruntime raises classes of its own, of no common base
+            raise InputError(f"{path}: not a readable ONNX model ({first_line(error)})") from None
+        inputs = {value.name: value.shape[1:] for value in self._session.get_inputs()}
+        outputs = [value.name for value in self._session.get_outputs()]
+        shape, labels = inputs.get(NOISE, []), inputs.get(LABELS, [0])
+        sizes = [*shape, *labels]
+        if (
+            not inputs.keys() <= {NOISE, LABELS}
+            or outputs != [IMAGES]
+            or (len(shape), len(labels)) != (3, 1)
+            or not all(isinstance(size, int) for size in sizes)
+        ):
+            raise InputError(
+                f"{path}: inputs {inputs}, outputs {outputs}; accepted: '{NOISE}' (N, C, H, W), '{LABELS}' "
+                f"(N, classes) of a conditional model, and '{IMAGES}', as hkdpipe evaluate exports them"
+            )
+        self.image_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+        self.label_dim: int = labels[0]
+
+    def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W) from unit noise and one-hot labels (N, label_dim), as a student's `sample`."""
+        given = {NOISE: noise} if labels is None else {NOISE: noise, LABELS: labels}
+        fed = {name: value.float().cpu().numpy() for name, value in given.items()}
+        try:
+            (images,) = self._session.run([IMAGES], fed)
+        except Exception as error:
+            raise InputError(f"{self._path}: cannot be run ({first_line(error)})") from None
+        if images.shape != noise.shape:
+            raise InputError(f"{self._path}: gives {images.shape} for noise of {tuple(noise.shape)}")
+        return torch.from_numpy(images)
 
 
 def _program(model: Student) -> torch.export.ExportedProgram:

@@ -32,7 +32,12 @@ class _Number(click.FloatRange):
 
 
 @click.command("sample", short_help="Samples of a model or of a teacher.")
-@click.option("--model", type=FOLDER, metavar="DIR", help="An export or a checkpoint: one-step samples.")
+@click.option(
+    "--model",
+    type=FOLDER,
+    metavar="PATH",
+    help="An export, its model.onnx or a checkpoint: one-step samples.",
+)
 @click.option(
     "--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': samples of its own sampler."
 )
@@ -78,6 +83,7 @@ def command(
 
     \b
       hkdpipe sample --model runs/digits/export --count 64 --out samples
+      hkdpipe sample --model runs/digits/export/model.onnx --count 64 --out samples
       hkdpipe sample --model conditional/export --class 3 --out threes
       hkdpipe sample --teacher digits --steps 18 --count 64 --out samples
       hkdpipe sample --teacher my-teacher --steps 256 --churn 40 --s-min 0.05 --s-max 50 --s-noise 1.003 \\

@@ -536,6 +536,15 @@ CASES = {
     "a teacher as model": Case(
         f"{SAMPLE} teacher", 3, r"teacher/config\.json: not the configuration of a model; methods: hkd.*"
     ),
+    "a program of torch's": Case(
+        f"{SAMPLE} model.pt2",
+        2,
+        r"model\.pt2: programs of torch\.export are not read, .*",
+        write("model.pt2", ""),
+    ),
+    "not an ONNX model": Case(
+        f"{SAMPLE} model.onnx", 3, r"model\.onnx: not a readable ONNX model .*", write("model.onnx", "onnx")
+    ),
     "truncated checkpoint": Case(
         f"{SAMPLE} training/checkpoints/step-00000012",
         3,

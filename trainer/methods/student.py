@@ -145,6 +145,11 @@ class Student(nn.Module):
     def image_shape(self) -> tuple[int, int, int]:
         return (self.arch.img_channels, self.arch.img_resolution, self.arch.img_resolution)
 
+    @property
+    def label_dim(self) -> int:
+        """Classes that it knows; 0 of an unconditional one."""
+        return self.arch.label_dim
+
     def config(self) -> dict[str, Any]:
         """All but the weights, as it stands in exports and checkpoints; JSON-serialisable."""
         own = {self.section: dataclasses.asdict(self.settings)} if self.section else {}

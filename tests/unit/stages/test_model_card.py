@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from huggingface_hub import ModelCard
+
 from hkdpipe.stages.model_card import model_card
 
 MODEL = {"method": "hkd", "architecture": {"img_channels": 3, "img_resolution": 32}}
@@ -15,7 +18,7 @@ def card(licence: str = "CC BY-NC-SA 4.0", match: Any = (), **about: Any) -> str
 
 def test_teacher_and_licence_are_named() -> None:
     text = card()
-    assert text.startswith("# One-step generator of 3x32x32 images\n")
+    assert "\n\n# One-step generator of 3x32x32 images\n" in text
     assert f"Teacher: `a teacher.pkl`, SHA-256 `{'ab' * 32}`" in text
     assert "Licence of the teacher: CC BY-NC-SA 4.0." in text
     assert "seen: 54,000,000" in text
@@ -35,3 +38,27 @@ def test_measurements() -> None:
     assert "| student | 1 | 50,000 | 3.30 |\n| two halves | - | 898 | 20.00 |\n" in text
     assert "root mean square 0.2000," in text
     assert card().endswith("## Measurements\n\nNone.\n")
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected", "named"),
+    [
+        ("CC BY-NC-SA 4.0", "cc-by-nc-sa-4.0", None),
+        ("Apache-2.0", "apache-2.0", None),
+        ("My: own\nlicence #1", "other", "my-own-licence-1"),
+        ("2.5", "other", "2.5"),
+        ("", "unknown", None),
+    ],
+)
+def test_the_hub_reads_its_front_matter(licence: str, expected: str, named: str | None) -> None:
+    """By the hub's own parser."""
+    found = ModelCard(card(licence=licence))
+    assert found.text.lstrip().startswith("# One-step generator")
+    data = found.data.to_dict()
+    assert data.pop("tags") == ["diffusion", "distillation", "one-step-generation", "hkd"]
+    assert data.pop("license_name", None) == named
+    assert data == {
+        "library_name": "hkdpipe",
+        "pipeline_tag": "unconditional-image-generation",
+        "license": expected,
+    }

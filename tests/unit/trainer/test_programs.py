@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.kdm import KDM
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.programs import check_exports, write_onnx, write_program
+from hkdpipe.trainer.programs import OnnxModel, check_exports, write_onnx, write_program
 from hkdpipe.trainer.settings import KdmSettings, KoopmanSettings
 
 Model = tuple[Student, Callable[[int], list[Tensor]]]
@@ -79,6 +79,49 @@ def test_onnx_gives_the_same_images(model: Model, tmp_path: Path) -> None:
         fed = dict(zip(("noise", "labels"), (value.numpy() for value in given), strict=False))
         (images,) = session.run(["images"], fed)
         np.testing.assert_allclose(images, student.sample(*given).numpy(), rtol=0, atol=1e-5)
+    read = OnnxModel(tmp_path / "model.onnx", torch.device("cpu"))
+    assert (read.image_shape, read.label_dim) == (student.image_shape, student.label_dim)
+    assert torch.equal(read.sample(*given), torch.from_numpy(images))
+
+
+def onnx_file(path: Path, dims: list[str | int], name: str = "noise", operator: str = "Identity") -> Path:
+    """A model of one operator."""
+    from onnx import TensorProto, helper
+
+    one, other = (helper.make_tensor_value_info(of, TensorProto.FLOAT, dims) for of in (name, "images"))
+    graph = helper.make_graph([helper.make_node(operator, [name], ["images"])], "graph", [one], [other])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path, "no such model"),
+        (lambda path: path.write_bytes(b"no model"), "not a readable ONNX model"),
+        (lambda path: path.mkdir(), "not a readable ONNX model"),
+        (lambda path: onnx_file(path, ["N", 1, 8, 8], "x"), "inputs {'x': .*; accepted: 'noise'"),
+        (lambda path: onnx_file(path, ["N", "C", 8, 8]), "inputs {'noise': .*; accepted: 'noise'"),
+        (lambda path: onnx_file(path, ["N", 64]), "inputs {'noise': .*; accepted: 'noise'"),
+        (lambda path: onnx_file(path, ["N", 1, 8, 8], operator="Unheard"), "not a readable ONNX model"),
+    ],
+    ids=["missing", "text", "folder", "other-name", "open-shape", "other-shape", "unknown-operator"],
+)
+def test_other_onnx_files_are_refused_in_one_line(
+    tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    make(path)
+    with pytest.raises(InputError, match=rf"model\.onnx: {message}") as raised:
+        OnnxModel(path, torch.device("cpu"))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_onnx_model_that_gives_something_else_is_refused(tmp_path: Path) -> None:
+    path = onnx_file(tmp_path / "model.onnx", ["N", 1, 8, 8], operator="Flatten")
+    with pytest.raises(InputError, match=r"model\.onnx: "):
+        OnnxModel(path, torch.device("cpu")).sample(torch.zeros(2, 1, 8, 8))
 
 
 def test_onnx_without_its_packages_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +130,8 @@ def test_onnx_without_its_packages_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     check_exports(["program"])
     with pytest.raises(UsageError, match=r"'onnx' needs the package onnxscript; accepted: after pip install"):
         check_exports(["onnx"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        UsageError, match=r"m\.onnx: needs the package onnxruntime; accepted: after pip install"
+    ):
+        OnnxModel(Path("m.onnx"), torch.device("cpu"))
