@@ -29,6 +29,8 @@ COMMANDS = (
     "cancel",
     "sample",
     "analyze",
+    "trajectory",
+    "interpolate",
     "edit",
     "inpaint",
     "colorize",

@@ -37,7 +37,7 @@ from hkdpipe.stages.plots import (
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.students import load_hkd, sampling_labels, sampling_noise, trained_classes
 from hkdpipe.trainer.band_effects import mean_frequency, radial_power
-from hkdpipe.trainer.bands import Band, band_masks, masked, operator_levels
+from hkdpipe.trainer.bands import Band, band_masks, band_members, masked, operator_levels
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.sampler import sigma_schedule
@@ -120,6 +120,9 @@ def analyze(
     check_plots()
     student = load_hkd(model, device)
     levels = operator_levels(student)
+    for band in bands:
+        # Refuses now what is too narrow, rather than when half is written.
+        band_members(student, band)
     classes = trained_classes(model, student.arch.label_dim)
     noise = sampling_noise(student, seed, range(count))
     labels = sampling_labels(student, seed, range(count), classes)
@@ -168,7 +171,9 @@ def analyze(
         ),
         files=(*analysis.files, out / "analysis.json"),
         next_commands=(
-            shlex.join(["hkdpipe", "sample", "--model", str(model), "--out", str(out / "samples")]),
+            shlex.join(
+                ["hkdpipe", "interpolate", "--model", str(model), "--out", str(out / "interpolation")]
+            ),
         ),
         data={"analysis": str(out / "analysis.json"), "bands": [_row(effect) for effect in whole]},
     )

@@ -83,5 +83,21 @@ def save_png(path: Path, picture: Image.Image) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def save_animation(path: Path, frames: Sequence[Image.Image], seconds: float) -> None:
+    """An endless .gif or .webp (losslessly), each frame shown for `seconds`, the last one for four times."""
+    durations = [round(1000 * seconds)] * (len(frames) - 1) + [round(4000 * seconds)]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        format=path.suffix[1:],
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        lossless=True,
+    )
+    write_atomic(path, buffer.getvalue())
+
+
 def _caption(sheet: Image.Image, position: tuple[int, int], text: str) -> None:
     ImageDraw.Draw(sheet).text(position, text, fill="black", font=ImageFont.load_default(13))

@@ -5,10 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from hkdpipe.stages.distribution import quantised
-from hkdpipe.stages.pictures import CAPTION, GAP, SIDE, beside, grid, save_png, strip, to_uint8
+from hkdpipe.stages.pictures import (
+    CAPTION,
+    GAP,
+    SIDE,
+    beside,
+    grid,
+    save_animation,
+    save_png,
+    strip,
+    to_uint8,
+)
 
 
 @pytest.fixture
@@ -71,3 +81,15 @@ def test_captioned_pictures(tmp_path: Path) -> None:
     save_png(tmp_path / "strip.png", striped)
     with Image.open(tmp_path / "strip.png") as read:
         assert np.array_equal(np.asarray(read), np.asarray(striped))
+
+
+@pytest.mark.parametrize("form", ["gif", "webp"])
+def test_animations_show_every_frame(tmp_path: Path, form: str) -> None:
+    frames = [grid(np.full((2, 1, 8, 8), value), 2) for value in (-1.0, 0.0, 1.0)]
+    save_animation(tmp_path / f"moving.{form}", frames, 0.2)
+    with Image.open(tmp_path / f"moving.{form}") as read:
+        assert (read.format, read.info["loop"]) == (form.upper(), 0)
+        shown = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(read)]
+    assert len(shown) == 3
+    for found, expected in zip(shown, frames, strict=True):
+        assert np.array_equal(found, np.asarray(expected))
