@@ -91,11 +91,19 @@ def test_a_mask_without_white_gives_the_picture_back(run: Run, tmp_path: Path) -
     assert said["painted"] == 0
 
 
-def test_a_completion_depends_on_seed_and_numbers_alone(run: Run, tmp_path: Path) -> None:
-    base = f"inpaint --model grey --image picture.png --steps 3 --out {tmp_path}"
-    few, many = (images(run(f"{base} --count {count}")).astype(int) for count in (2, 5))
-    assert np.abs(few - many[:2]).max() <= 1  # the size of a batch changes the rounding
-    assert np.abs(images(run(f"{base} --count 2 --seed 1")).astype(int) - few).max() > 1
+def test_a_completion_depends_on_the_seed_its_picture_and_its_number(run: Run, tmp_path: Path) -> None:
+    """And not on how many there are: of two pictures that are the same, two and five each."""
+    pixels = np.asarray(Image.open("picture.png"))
+    np.savez(tmp_path / "twins.npz", images=np.stack([pixels, pixels]))
+    base = f"inpaint --model grey --image {tmp_path / 'twins.npz'} --steps 3 --out {tmp_path}"
+    few, many = (
+        images(run(f"{base} --count {count}")).reshape(2, count, 8, 8).astype(int) for count in (2, 5)
+    )
+    assert np.abs(few - many[:, :2]).max() <= 1  # the size of a batch changes the rounding
+    distinct = few.reshape(4, 64)
+    assert (np.abs(distinct[:, None] - distinct).max(axis=2) > 1).sum() == 12
+    other = images(run(f"{base} --count 2 --seed 1")).reshape(2, 2, 8, 8).astype(int)
+    assert (np.abs(other - few).max(axis=(2, 3)) > 1).all()
 
 
 def test_a_sample_is_named_by_its_seed_and_number(run: Run, tmp_path: Path) -> None:
