@@ -102,7 +102,9 @@ def inpaint(
         rows.append(("deviation between completions, painted pixels", f"{variety:.3f}"))
         data["variety"] = variety
     known = keep_pixels(subjects.images, painted)(torch.zeros_like(subjects.images))
-    again = f"hkdpipe edit --model {model} --image {subjects.names[0]} --reference 0 --out {out / 'edited'}"
+    again = (
+        f"hkdpipe edit --model {model} --image {subjects.names[0]} --reference IMAGE --out {out / 'edited'}"
+    )
     return _written(again, out / "inpainted", task, known, found, rows, data)
 
 

@@ -234,6 +234,6 @@ def test_what_has_no_spectrum_is_refused(
         ran = called(capfd, *command.split(), "--model", str(model), "--out", str(tmp_path / "out"))
         assert (ran.code, ran.errors) == (
             2,
-            [f"{model}: of method 'kd', which has no spectrum; accepted: 'hkd'"],
+            [f"{model}: of method 'kd', which has no operators; accepted: 'hkd'"],
         )
     assert not (tmp_path / "out").exists()

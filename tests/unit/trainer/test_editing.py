@@ -188,9 +188,9 @@ def test_masks_of_images_are_averaged_to_every_level() -> None:
 
 
 def test_content_kept_by_frequency() -> None:
-    """The original and the reference differ by a constant, a wave of 8 pixels and one of 2."""
+    """The original and the reference differ by a constant, a wave of 8 pixels and one of 4."""
     across = torch.arange(8) * (2 * torch.pi / 8)
-    slow, fast = torch.cos(across).expand(8, 8)[None], torch.cos(4 * across).expand(8, 8)[None]
+    slow, fast = torch.cos(across).expand(8, 8)[None], torch.cos(2 * across).expand(8, 8)[None]
     original = torch.randn(1, 8, 8)
     reference = original + 0.5 + slow + fast
     edited = torch.stack([original, reference, original + fast, original + 0.5, original + 0.5 * fast])

@@ -48,7 +48,8 @@ def test_tinted_digits_have_one_hue_each_and_the_luminance_of_the_grey_ones() ->
     grey, classes = load_digits()
     images = load_images("digits-color")
     assert (images.shape, str(images.dtype)) == ((1797, 3, 8, 8), "float32")
-    assert (images.min() >= -1, images.max() <= 1) == (True, True)
+    assert images.min() >= -1
+    assert 0.95 < images.max() <= 1  # as saturated as the range allows
     luminance = np.einsum("c,nchw->nhw", [0.299, 0.587, 0.114], images)
     np.testing.assert_allclose(luminance + 1, 0.6 * (grey[:, 0] + 1), atol=1e-6)
     strokes = (images + 1).transpose(0, 2, 3, 1).reshape(1797, 64, 3)
