@@ -37,7 +37,7 @@ def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive,
     batch = read_batch(Reader(archive, training, print), 5, 25)
     indices = training_indices(2, 5, 25, 3, 12)
     drawn = HKD.draw_states(training, np.arange(5, 25), archive.sigmas)
-    assert batch.states.shape == (20, times, 1, 2, 2)
+    assert batch.states.shape == (20, times + 1, 1, 2, 2), "that of the last state follows"
     assert batch.ends.shape == (20, 1, 2, 2)
     assert {batch.states.dtype, batch.sigmas.dtype, batch.ends.dtype} == {torch.float32}
     assert np.array_equal(batch.numbers, drawn)
