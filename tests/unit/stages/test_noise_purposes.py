@@ -37,7 +37,7 @@ class Recorder:
     image_shape = SHAPE
 
     def __init__(self, label_dim: int = 0) -> None:
-        self.arch = SimpleNamespace(label_dim=label_dim)
+        self.label_dim = label_dim
         self.given: list[Tensor] = []
         self.asked: list[Tensor | None] = []
 
