@@ -183,10 +183,10 @@ class ShardRecord:
     states in C order. Of compressed trajectories, which take different numbers of bytes, only the file itself
     says where they lie: `offset` and `stride` are None.
 
-    `file` is relative to the archive, with slashes; `plan` is the plan's identity; `fingerprint` says how the
-    states were computed (device, threads, precision, versions, batch shape): where it is the same,
-    generating again gives the same bytes. `labels` is a second file, with the classes: its `file`, `bytes`
-    and `sha256`; empty where there is none. ValueError naming the key if a value is not accepted.
+    `file` is relative to the archive, with slashes; `plan` is the plan's identity; `fingerprint`, of JSON
+    values, says how they were computed (device, threads, precision, versions, batch shape): where it is the
+    same, generating again gives the same bytes. `labels` is a second file, with the classes: its `file`,
+    `bytes` and `sha256`; empty where there is none. ValueError naming the key if a value is not accepted.
     """
 
     index: int
@@ -210,7 +210,6 @@ class ShardRecord:
         for name in ("sha256", "plan"):
             _require(name, getattr(self, name), _is_sha256(getattr(self, name)), "64 hexadecimal digits")
         _require("fingerprint", self.fingerprint, isinstance(self.fingerprint, dict), "a table")
-        object.__setattr__(self, "fingerprint", _json_values(self.fingerprint))
         object.__setattr__(self, "labels", _labels(self.labels))
 
     @property
@@ -234,8 +233,8 @@ class ShardRecord:
 def _parse(cls: type[_Record], values: Any, path: Path | str) -> _Record:
     if not isinstance(values, dict):
         raise InputError(f"{path}: not a JSON object")
-    names = {field.name for field in dataclasses.fields(cls)}
-    for name in sorted((names ^ set(values)) - set(LEFT_OUT).intersection(names)):
+    names = cls.__dataclass_fields__.keys()
+    for name in sorted((names ^ values.keys()) - (LEFT_OUT.keys() & names)):
         raise InputError(f"{path}: {name}: {'missing' if name in names else 'unknown key'}")
     try:
         return cls(**values)
@@ -329,4 +328,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+    return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")

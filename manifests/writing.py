@@ -85,8 +85,12 @@ def write_shard(
             f"not {states.dtype} {states.shape}"
         )
     if not (good := storable(plan, states)).all():
-        held = plan.dtype if plan.encoding != "quantised" else "quantised residuals"
-        raise HkdpipeError(f"{root}: trajectory {start + int(good.argmin())} is not finite in {held}")
+        what = (
+            f"in {plan.dtype}"
+            if plan.encoding != "quantised"
+            else "or 32 and more off its noise: take residual"
+        )
+        raise HkdpipeError(f"{root}: trajectory {start + int(good.argmin())} is not finite {what}")
     payloads = [pack(plan, trajectory) for trajectory in states]
     return write_payloads(root, plan, k, payloads, fingerprint, owned)
 

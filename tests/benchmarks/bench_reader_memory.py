@@ -7,50 +7,19 @@ the first batch and after 50 batches of 256 trajectories, in both reading orders
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
+from sparse_archive import NO_HASH, write
 
 from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.files import write_json
 from hkdpipe.manifests.order import Blocks, training_indices
-from hkdpipe.manifests.plan import Plan, ShardRecord
-from hkdpipe.manifests.settings import digest
 from hkdpipe.manifests.shard_files import OpenFile
 
 COUNT, SHARD_SIZE, BATCH, BATCHES, HELD_OUT = 65_536, 2048, 256, 50, 256
-NO_HASH = "0" * 64
-
-
-def write_sparse(root: Path, count: int) -> None:
-    plan = Plan(
-        form="zarr",
-        count=count,
-        shard_size=SHARD_SIZE,
-        shape=(3, 32, 32),
-        dtype="float16",
-        sigmas=tuple(np.linspace(80.0, 0.0, 19).tolist()),
-        seed=0,
-        batch_size=512,
-        sampler={"steps": 18, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "solver": "heun"},
-        teacher={"sha256": NO_HASH, "architecture": {}, "source": "", "licence": "", "dataset": ""},
-    )
-    identity, stride = plan.identity(), plan.trajectory_bytes + 4
-    records = []
-    for k in range(plan.shards):
-        start, stop = plan.shard_range(k)
-        file, size = f"states/c/{k}/0/0/0/0", (stop - start) * stride + 16 * SHARD_SIZE + 4
-        (root / file).parent.mkdir(parents=True)
-        (root / file).touch()
-        os.truncate(root / file, size)
-        records.append(ShardRecord(k, file, start, stop, size, NO_HASH, 0, stride, identity, {}).to_json())
-    values = {"plan": plan.to_json(), "shards": records}
-    write_json(root / "manifest.json", {**values, "sha256": digest(values)})
 
 
 def peak() -> float:
@@ -77,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for times in (1, 4, 16):
             root = Path(folder) / str(times)
-            write_sparse(root, times * count)
+            write(root, times * count, SHARD_SIZE)
             shown = []
             for order in ("blocks", "full"):
                 command = [sys.executable, __file__, str(root), order]
