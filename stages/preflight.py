@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hkdpipe.stages.distribution import DISTRIBUTION
+from hkdpipe.stages.events import check_events_can_be_written
 from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.trainer.features import load_features
 from hkdpipe.trainer.perceptual import backbone_file, check_perceptual
@@ -23,5 +24,7 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
     if evaluation.lpips:
         backbone_file("alex", evaluation.lpips, "evaluation.lpips")
     check_exports(evaluation.exports)
+    if training.tensorboard:
+        check_events_can_be_written()
     if DISTRIBUTION & set(evaluation.metrics):
         load_features(evaluation.features, evaluation.inception, shape, torch.device("cpu"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.files import make_folders, remove_temporaries, sha256_file
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.manifests.settings import digest, of_kind
-from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.stages.watching import Watch
 from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
 from hkdpipe.trainer.distributed import connected, sum_over_processes
 from hkdpipe.trainer.labels import one_hot
@@ -259,31 +259,27 @@ def _fit(
         checkpoint_minutes=training.checkpoint_minutes,
         max_skipped=training.max_skipped,
     )
-    metrics = MetricsLog(out / "metrics.csv", state.seen) if world.first else None
-    held_out = held_out_starts(reading, device)
 
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         return state.model.loss(module, batch.to(device), distance, training, progress)
 
-    with reporter.phase("training", training.budget, "trajectories", state.seen) as advance:
-
-        def log(seen: int, values: dict[str, float]) -> None:
-            assert metrics is not None
-            check_owned()
-            metrics.append(seen, {**values, "replaced": reading.replaced(seen)})
-            advance(seen, loss=values["loss"], mse=values["mse"])
-
-        def score(state: TrainingState[Student]) -> float | None:
-            if held_out is None:
-                return None
-            with torch.inference_mode():
-                images = state.ema.predict(held_out.states[:, 0], held_out.sigmas[:, 0], held_out.labels)
-            error = float(((images - held_out.ends) ** 2).mean())
-            reporter.line(
-                f"after {state.seen:,} trajectories: one-step MSE on {len(images)} held-out ones {error:.4f}"
+    with ExitStack() as stack:
+        callbacks = Callbacks(stop)
+        if world.first:
+            advance = stack.enter_context(
+                reporter.phase("training", training.budget, "trajectories", state.seen)
             )
-            return error
+            watch = stack.enter_context(closing(Watch(out, reading, state.seen, device, reporter, advance)))
 
+            def log(seen: int, values: dict[str, float]) -> None:
+                check_owned()
+                watch.log(seen, values)
+
+            def score(state: TrainingState[Student]) -> float | None:
+                check_owned()
+                return watch.score(state)
+
+            callbacks = Callbacks(stop, log, score, check_owned)
         fit(
             state,
             lambda start, end: read_batch(reading, start, end),
@@ -298,19 +294,6 @@ def _fit(
                 "world_size": world.size,
                 "torch": torch.__version__,
             },
-            Callbacks(stop, log, score, check_owned),
+            callbacks,
             world,
         )
-
-
-def held_out_starts(reader: Reader, device: torch.device) -> Batch | None:
-    """Start and end of up to 256 held-out trajectories; None where none are held out, or can be read."""
-    archive = reader.archive
-    indices = reader.undamaged(np.arange(min(256, reader.training.validation)))
-    if not len(indices):
-        return None
-    states = torch.from_numpy(archive.read(indices, [0, len(archive.sigmas) - 1])).float()
-    sigmas = torch.full((len(indices), 1), float(archive.sigmas[0]))
-    labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
-    starts = torch.zeros(len(indices), 1, dtype=torch.int64)
-    return Batch(states[:, :1], starts, sigmas, states[:, 1], labels).to(device)

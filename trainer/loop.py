@@ -83,7 +83,7 @@ class Callbacks:
     """What the loop tells and asks its caller; all but the first only in the first process."""
 
     stop: Callable[[], bool]
-    log: Callable[[int, dict[str, float]], None]
+    log: Callable[[int, dict[str, float]], None] = lambda seen, values: None
     """log(seen, values)"""
     score: Callable[[TrainingState[Any]], float | None] = lambda state: None
     """How good the state is that a checkpoint is made of, the lower the better; None: not measured. It is

@@ -162,6 +162,12 @@ class TrainingSettings:
         "random from files or, of a remote archive, from the cache",
         kind="operational",
     )
+    tensorboard: bool = setting(
+        False,
+        "write TensorBoard's events, with pictures of held-out trajectories, beside metrics.csv; needs the "
+        "package tensorboard",
+        kind="operational",
+    )
     on_damage: str = setting(
         "stop",
         "a shard that is missing or damaged: 'stop', or 'skip': go on with other trajectories in its place",

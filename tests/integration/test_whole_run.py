@@ -47,6 +47,7 @@ FILES = {
     *(f"trajectories/records/{k:06d}.json" for k in range(3)),
     *(f"trajectories/states/c/{k}/0/0/0/0" for k in range(3)),
     "training/metrics.csv",
+    "training/validation.csv",
     *(
         f"training/checkpoints/step-{step:08d}/{name}"
         for step in (4, 8)

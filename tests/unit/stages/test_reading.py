@@ -16,7 +16,7 @@ from hkdpipe.manifests.order import Blocks, training_indices
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.manifests.rng import uniform
 from hkdpipe.stages.reading import Reader
-from hkdpipe.stages.train import held_out_starts
+from hkdpipe.stages.watching import held_out
 from hkdpipe.trainer.settings import TrainingSettings
 
 WriteShards = Callable[[Path, Plan, int], None]
@@ -131,7 +131,7 @@ def test_held_out_trajectories_of_damaged_shards_are_left_out(archive: Archive) 
     damage(archive, 1)
     with open_archive(archive.name, check_sizes=False) as opened:
         warned: list[str] = []
-        batch = held_out_starts(Reader(opened, training, warned.append), torch.device("cpu"))
+        batch = held_out(Reader(opened, training, warned.append), torch.device("cpu"))
         assert batch is not None
         assert (batch.ends[:, 0, 0, 0] / 10).int().tolist() == [0, 1, 2, 3, 4, 10, 11]
         if batch.labels is not None:
@@ -141,8 +141,8 @@ def test_held_out_trajectories_of_damaged_shards_are_left_out(archive: Archive) 
         assert len(warned) == 1
         stopping = dataclasses.replace(training, on_damage="stop")
         with pytest.raises(DamagedShard, match=r"shard 1 .* is missing"):
-            held_out_starts(Reader(opened, stopping, print), torch.device("cpu"))
+            held_out(Reader(opened, stopping, print), torch.device("cpu"))
         none = dataclasses.replace(training, validation=3)
         damage(archive, 0)
         with open_archive(archive.name, check_sizes=False) as again:
-            assert held_out_starts(Reader(again, none, print), torch.device("cpu")) is None
+            assert held_out(Reader(again, none, print), torch.device("cpu")) is None

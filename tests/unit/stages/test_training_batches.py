@@ -14,7 +14,8 @@ from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.order import Blocks, training_indices
 from hkdpipe.manifests.plan import Plan
 from hkdpipe.stages.reading import Reader
-from hkdpipe.stages.train import check_archive, held_out_starts, read_batch, training_identity
+from hkdpipe.stages.train import check_archive, read_batch, training_identity
+from hkdpipe.stages.watching import held_out
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
 from hkdpipe.trainer.teacher import Teacher
@@ -72,17 +73,19 @@ def test_batches_in_blocks_of_shards(archive: Archive) -> None:
 
 
 def test_held_out_trajectories_are_the_first_ones(archive: Archive) -> None:
-    batch = held_out_starts(Reader(archive, TRAINING, print), torch.device("cpu"))
+    batch = held_out(Reader(archive, TRAINING, print), torch.device("cpu"))
     assert batch is not None
     assert batch.states[:, 0, 0, 0, 0].tolist() == [0, 10, 20]
+    assert batch.states[:, 1, 0, 0, 0].tolist() == [3, 13, 23]
     assert batch.ends[:, 0, 0, 0].tolist() == [4, 14, 24]
     assert batch.sigmas[:, 0].tolist() == pytest.approx([80] * 3)
+    assert batch.sigmas[:, 1].tolist() == pytest.approx([archive.sigmas[3]] * 3)
     labels = archive.plan.labels(range(3))
     assert (None if batch.labels is None else batch.labels.argmax(dim=1).tolist()) == (
         None if labels is None else labels.tolist()
     )
     none = dataclasses.replace(TRAINING, validation=0)
-    assert held_out_starts(Reader(archive, none, print), torch.device("cpu")) is None
+    assert held_out(Reader(archive, none, print), torch.device("cpu")) is None
 
 
 def test_archive_of_another_teacher_or_too_small(archive: Archive) -> None:

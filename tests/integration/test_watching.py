@@ -1,0 +1,80 @@
+"""What is written of a training while it goes on, and that an interruption leaves no trace in it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from commands import called
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TRAINING, Inputs, train_tiny
+
+from hkdpipe.manifests.errors import UsageError
+from hkdpipe.trainer.checkpoint import checkpoints
+
+WATCHED = dataclasses.replace(TRAINING, tensorboard=True, keep_checkpoints=9, times=2, learning_rate=0.01)
+
+
+def columns(path: Path) -> dict[str, list[float]]:
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def shown(out: Path) -> tuple[dict[str, dict[str, list[float]]], list[int]]:
+    """What TensorBoard shows: scalars in groups, as tables with the column `seen`, and where pictures are."""
+    found = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+    groups: dict[str, dict[str, list[float]]] = {}
+    for tag in found.Tags()["scalars"]:
+        group, name = tag.split("/")
+        points = found.Scalars(tag)
+        table = groups.setdefault(group, {"seen": [point.step for point in points]})
+        assert table["seen"] == [point.step for point in points]
+        table[name] = [point.value for point in points]
+    return groups, [picture.step for picture in found.Images("held out")]
+
+
+def test_events_hold_what_the_tables_hold_also_after_going_back(inputs: Inputs, tmp_path: Path) -> None:
+    """A training that lost its last two checkpoints repeats what it did since."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    train_tiny(inputs, whole, training=WATCHED)
+    shutil.copytree(whole, out)
+    for path in checkpoints(out / "checkpoints")[-2:]:
+        shutil.rmtree(path)
+    train_tiny(inputs, out, training=WATCHED)
+    for name in ("metrics", "validation"):
+        assert (out / f"{name}.csv").read_text() == (whole / f"{name}.csv").read_text()
+    metrics, validation = columns(out / "metrics.csv"), columns(out / "validation.csv")
+    assert validation["seen"] == [12.0, 24.0, 36.0, 48.0]
+    levels = [f"{name}_{level}" for name in ("skill", "alpha", "beta") for level in (8, 4)]
+    assert sorted(validation) == sorted(["seen", "mse", *levels])
+    assert all(any(validation[name]) for name in levels)
+    for folder in (whole, out):
+        groups, pictures = shown(folder)
+        assert set(groups) == {"training", "validation"}
+        for group, table in (("training", metrics), ("validation", validation)):
+            assert set(groups[group]) == set(table)
+            for name, values in table.items():
+                assert groups[group][name] == pytest.approx(values, rel=1e-6)
+        assert pictures == validation["seen"]
+
+
+def test_events_need_their_package(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    message = (
+        "training.tensorboard: got true; accepted: false, as the package tensorboard is missing: "
+        "pip install 'hkdpipe[tensorboard]'"
+    )
+    with pytest.raises(UsageError) as error:
+        train_tiny(inputs, tmp_path / "out", training=WATCHED)
+    assert str(error.value) == message
+    run = ["run", "--preset", "digits", "--run-dir", str(tmp_path / "run")]
+    ran = called(capfd, *run, "--set", "training.tensorboard=true")
+    assert (ran.code, ran.errors) == (2, [message])
+    assert not (tmp_path / "run/trajectories").exists()
