@@ -34,6 +34,7 @@ from hkdpipe.stages.plots import (
     maps_figure,
     spectrum_figure,
 )
+from hkdpipe.stages.report import ANALYSIS, renew_report
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.students import load_hkd, sampling_labels, sampling_noise, trained_classes
 from hkdpipe.trainer.band_effects import mean_frequency, radial_power
@@ -155,6 +156,8 @@ def analyze(
         out / "analysis.json",
         {"title": f"The operators of {model}", "sections": [asdict(section) for section in sections]},
     )
+    if out.name == ANALYSIS.parent.name:
+        renew_report(out.parent)
     whole = effects[: len(bands)]
     return Summary(
         title=f"analysis of {model}, {count} images",

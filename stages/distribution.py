@@ -26,7 +26,7 @@ from hkdpipe.stages.evaluation_context import Context, Sampler
 from hkdpipe.stages.feature_parts import Outputs, compute_parts, part_ranges, read_parts
 from hkdpipe.stages.reference import Reference
 from hkdpipe.trainer.features import FeatureNetwork
-from hkdpipe.trainer.frechet import Statistics, frechet_distance, statistics
+from hkdpipe.trainer.frechet import Statistics, frechet_distance, quick_frechet_distance, statistics
 from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.methods.student import saved_model
 from hkdpipe.trainer.sampler import evaluations
@@ -305,7 +305,7 @@ def _bootstrap(
         positions = np.arange(number * count, (number + 1) * count)
         drawn = rng.uniform(context.settings.seed, "bootstrap", positions, 1)[:, 0]
         times = np.bincount((drawn * count).astype(np.int64), minlength=count)
-        found.append(frechet_distance(statistics(_repeated(features(), times)), target))
+        found.append(quick_frechet_distance(statistics(_repeated(features(), times)), target))
     return float(np.std(found, ddof=1))
 
 

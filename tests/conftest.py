@@ -1,34 +1,13 @@
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import nn
+from random_inception import write_random_inception
 
 
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights under the names of the real ones, with batch norms that let features through."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    class Random(FeatureExtractorInceptionV3):  # type: ignore[misc]
-        def load_state_dict(self, state: Any) -> None:
-            """Keeps what it was made with."""
-
-    torch.manual_seed(0)
-    nothing = io.BytesIO()
-    torch.save({}, nothing)
-    nothing.seek(0)
-    network = Random("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = None  # type: ignore[assignment]
-            layer.reset_running_stats()
-    network.train()
-    network(torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8))
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(network.state_dict(), path)
+    write_random_inception(path)
     return path

@@ -74,7 +74,23 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
     With C = L L^T the trace of the root is the sum of the singular values of L1^T L2: nothing complex and no
     NaN whatever the ranks, and no root is taken of what rounding has left of a zero.
     """
-    trace_of_root = np.linalg.svd(one.factor.T @ other.factor, compute_uv=False).sum()
+    root = np.linalg.svd(one.factor.T @ other.factor, compute_uv=False)
+    return _distance(one, other, root.sum())
+
+
+def quick_frechet_distance(one: Statistics, other: Statistics) -> float:
+    """The same to some 1e-6 of the traces, and in 2,048 dimensions more than three times as fast for many
+    `one` against the same `other`: for the spread of many distances.
+
+    From the eigenvalues of L2^T C1 L2, in whose roots the rounding errors of small ones grow.
+    """
+    if one.few is not None:
+        return frechet_distance(one, other)
+    squares = np.linalg.eigvalsh(other.factor.T @ one.covariance @ other.factor)
+    return _distance(one, other, np.sqrt(squares.clip(min=0)).sum())
+
+
+def _distance(one: Statistics, other: Statistics, trace_of_root: float) -> float:
     shift = one.mean - other.mean
     trace = np.trace(one.covariance) + np.trace(other.covariance)
     return float(shift @ shift + trace - 2 * trace_of_root)

@@ -65,14 +65,12 @@ def report(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate_tiny(inputs, folder)
     (folder / "analysis").mkdir()
     save_png(folder / "analysis" / "wide.png", Image.new("RGB", (3000, 100), "grey"))
-    (folder / "analysis" / "numbers.csv").write_text(
-        ",".join(["a-name-of-a-column"] * 30) + "\n" + "1," * 29 + "1\n"
-    )
+    numbers = {"title": "Numbers", "header": ["a-name-of-a-column"] * 30, "rows": [["1"] * 30]}
     section = {
         "title": "Bands",
         "text": "unbroken" * 40,
         "pictures": [{"file": "wide.png", "alt": "A wide picture"}],
-        "tables": [{"title": "Numbers", "file": "numbers.csv"}],
+        "tables": [numbers],
     }
     (folder / "analysis" / "analysis.json").write_text(
         json.dumps({"title": "Analysis", "sections": [section]})

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hkdpipe.manifests.archive import open_archive
 from hkdpipe.manifests.rng import unit_noise
+from hkdpipe.stages import analyze
 from hkdpipe.stages.pictures import CAPTION, GAP, SIDE, to_uint8
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods.hkd import HKD
@@ -43,11 +44,16 @@ def sections(folder: Path) -> dict[str, Any]:
     return {section["title"]: section for section in analysis["sections"]}
 
 
-def test_analysis_of_a_student(inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_analysis_of_a_student(
+    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewed: list[Path] = []
+    monkeypatch.setattr(analyze, "renew_report", renewed.append)
     out = tmp_path / "analysis"
     ran = succeeded(
         called(capfd, "analyze", "--model", str(newest(inputs)), "--out", str(out), "--count", "3")
     )
+    assert renewed == [tmp_path]
     found = sections(out)
     assert list(found) == [
         "Spectrum",

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.files import write_json
 from hkdpipe.stages.pictures import beside, grid, save_png
 from hkdpipe.stages.published import published
-from hkdpipe.stages.report import write_report
+from hkdpipe.stages.report import renew_report, write_report
 
 VOID = {"meta", "link", "img"}
 HOSTILE = "<script>alert('x')</script>&\""
@@ -226,20 +227,26 @@ def analysed(folder: Path, **section: Any) -> None:
     )
 
 
-def test_what_an_analysis_found_is_shown(folder: Path, metrics: dict[str, Any]) -> None:
-    analysed(
-        folder, pictures=[{"file": "b.png", "alt": "of bands"}], tables=[{"title": "All", "file": "b.csv"}]
-    )
+def test_what_an_analysis_found_is_shown_once_the_report_is_renewed(
+    folder: Path, metrics: dict[str, Any]
+) -> None:
+    table = {"title": "All", "header": ["band", "share"], "rows": [["smallest", "0.5"]]}
+    analysed(folder, pictures=[{"file": "b.png", "alt": "of bands"}], tables=[table])
     save_png(folder / "analysis" / "b.png", Image.new("RGB", (5, 5)))
-    (folder / "analysis" / "b.csv").write_text("band,share\nsmallest,0.5\n")
-    page = written(folder, metrics)
-    said = page.said()
-    for expected in ("Spectrum", "Bands", "What bands do.", "of bands", "smallest", "share"):
-        assert expected in said
+    renew_report(folder)
+    assert not (folder / "report.html").exists()
+    write_json(folder / "metrics.json", metrics)
+    (folder / "report.html").touch()
+    renew_report(folder)
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    for expected in ("Spectrum", "Bands", "What bands do.", "of bands", "smallest", "share", "28.44"):
+        assert expected in page.said()
     assert "of bands" in [image["alt"] for image in page.all("img")]
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.csv", "secret", "missing.png", 3])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/secret.png", "secret.csv", "secret", "missing.png", 3]
+)
 def test_an_analysis_that_names_other_files_is_refused(
     folder: Path, metrics: dict[str, Any], name: Any
 ) -> None:

@@ -11,6 +11,7 @@ from hkdpipe.manifests.errors import InputError
 from hkdpipe.trainer.frechet import (
     Statistics,
     frechet_distance,
+    quick_frechet_distance,
     read_statistics,
     statistics,
     write_statistics,
@@ -180,3 +181,14 @@ def test_what_is_no_npz_is_refused(tmp_path: Path) -> None:
             read_statistics(tmp_path / name)
     with pytest.raises(InputError, match="not a readable"):
         read_statistics(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize(("count", "other_count"), [(2000, 300), (300, 2000), (300, 100), (100, 300)])
+def test_the_quick_distance_is_the_exact_one(count: int, other_count: int) -> None:
+    """Also of features drawn with replacement, whose covariance lacks rank, with variances of many sizes."""
+    generator = np.random.default_rng(0)
+    scales = np.geomspace(1, 1e-4, 256)
+    one, other = (generator.normal(size=(size, 256)) * scales for size in (count, other_count))
+    drawn = statistics([one[generator.integers(0, count, count)]])
+    target = statistics([other])
+    assert quick_frechet_distance(drawn, target) == pytest.approx(frechet_distance(drawn, target), rel=1e-6)
