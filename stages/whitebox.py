@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hkdpipe.stages.completions import Task
+from hkdpipe.stages.edit import SIDE
 from hkdpipe.stages.masks import read_mask
 from hkdpipe.stages.pictures import strip
 from hkdpipe.stages.plots import check_plots, picture_figure, spectrum_figure
@@ -115,4 +116,4 @@ def inpaint(
 
 
 def _figure(rows: Sequence[Tensor], captions: Sequence[str], columns: Sequence[str]) -> Figure:
-    return picture_figure(strip([row.float().cpu().numpy() for row in rows], captions, columns))
+    return picture_figure(strip([row.float().cpu().numpy() for row in rows], captions, columns, SIDE))

@@ -254,3 +254,16 @@ def test_what_has_no_spectrum_is_refused(
             [f"{model}: of method 'kd', which has no operators; accepted: 'hkd'"],
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_notebook_runs_and_was_executed(inputs: Inputs) -> None:
+    notebook = json.loads((Path(__file__).parents[2] / "docs" / "whitebox.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for number, each in enumerate(cells):
+        assert each["execution_count"] == number + 1
+        assert all(output["output_type"] != "error" for output in each["outputs"])
+        source = "".join(line for line in each["source"] if not line.startswith("%"))
+        exec(source.replace('"../runs/digits/export"', repr(str(newest(inputs)))), names)
+    assert len(cells) == 5
+    assert names["completions"].shape == (3, 8, 1, 8, 8)
