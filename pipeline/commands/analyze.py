@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hkdpipe.stages.reporting import Summary
 
 
-@click.command("analyze", short_help="Spectra of a model's operators, and what their bands do.")
+@click.command("analyze", short_help="Spectra of a model, and what its bands do.")
 @click.option("--model", type=FOLDER, metavar="DIR", help="An export or a checkpoint of hkd.")
 @click.option(
     "--run-dir",
