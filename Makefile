@@ -1,9 +1,10 @@
 # make demo: the whole method on handwritten digits, in runs/digits
 # make test: linters, type checks and the test suite
+# make notebook: docs/whitebox.ipynb, executed with the demo's model
 # make setup: a virtual environment with hkdpipe and its tools in .venv; PYTHON=... chooses the interpreter
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo notebook test test-slow lint bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -45,6 +46,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/hkdpipe run --preset digits --run-dir runs/digits
+
+# Without the times of execution, which would differ each time.
+notebook: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
+	cd docs && ../$(BIN)/python -c 'import nbclient, nbformat; \
+		notebook = nbformat.read("whitebox.ipynb", 4); \
+		nbclient.NotebookClient(notebook, record_timing=False).execute(); \
+		nbformat.write(notebook, "whitebox.ipynb")'
 
 test: setup lint
 	$(BIN)/pytest -q -m "not slow"

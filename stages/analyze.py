@@ -6,9 +6,9 @@ import csv
 import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hkdpipe.manifests.errors import Interrupted
-from hkdpipe.manifests.files import make_folders, write_atomic, write_json
+from hkdpipe.manifests.files import make_folders, read_json_if_there, write_atomic, write_json
 from hkdpipe.stages.band_measurements import (
     BandEffect,
     Generated,
@@ -34,7 +34,7 @@ from hkdpipe.stages.plots import (
     maps_figure,
     spectrum_figure,
 )
-from hkdpipe.stages.report import ANALYSIS, renew_report
+from hkdpipe.stages.report import REPORT, write_report
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.students import load_hkd, sampling_labels, sampling_noise, trained_classes
 from hkdpipe.trainer.band_effects import mean_frequency, radial_power
@@ -61,7 +61,7 @@ class Section:
     title: str
     text: str
     pictures: list[dict[str, str]] = field(default_factory=list)
-    tables: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Analysis:
         self.files.append(self.out / f"{name}.png")
         return {"file": f"{name}.png", "alt": alt}
 
-    def table(self, name: str, title: str, rows: Sequence[Row]) -> dict[str, Any]:
+    def table(self, name: str, title: str, rows: Sequence[Row]) -> dict[str, str]:
         header = list(rows[0])
         cells = [
             [format(value, ".5g") if isinstance(value, float) else str(value) for value in row.values()]
@@ -100,7 +100,7 @@ class _Analysis:
         csv.writer(text, lineterminator="\n").writerows([header, *cells])
         write_atomic(self.out / f"{name}.csv", text.getvalue().encode())
         self.files.append(self.out / f"{name}.csv")
-        return {"title": title, "file": f"{name}.csv", "header": header, "rows": cells}
+        return {"title": title, "file": f"{name}.csv"}
 
 
 def analyze(
@@ -156,8 +156,6 @@ def analyze(
         out / "analysis.json",
         {"title": f"The operators of {model}", "sections": [asdict(section) for section in sections]},
     )
-    if out.name == ANALYSIS.parent.name:
-        renew_report(out.parent)
     whole = effects[: len(bands)]
     return Summary(
         title=f"analysis of {model}, {count} images",
@@ -180,6 +178,15 @@ def analyze(
         ),
         data={"analysis": str(out / "analysis.json"), "bands": [_row(effect) for effect in whole]},
     )
+
+
+def shown_in_report(summary: Summary, evaluation: Path) -> Summary:
+    """Once the report in the folder of an evaluation, if that was done, shows the analysis beside it, too."""
+    metrics = read_json_if_there(evaluation / "metrics.json")
+    if metrics is None:
+        return summary
+    write_report(evaluation, metrics)
+    return replace(summary, files=(*summary.files, evaluation / REPORT))
 
 
 def _check(stop: Callable[[], bool]) -> None:
@@ -291,14 +298,13 @@ def _frequencies(analysis: _Analysis, effects: Sequence[BandEffect]) -> Section:
         ]
     )
     found = "; ".join(f"{e.band}: {e.frequency:.2f} ({e.low:.0%} low)" for e in whole)
-    lowest = min(whole, key=lambda effect: effect.frequency)
-    highest = max(whole, key=lambda effect: effect.frequency)
+    means = [effect.frequency for effect in whole]
     text = (
         "What an image loses without a band, by the spatial frequency of the loss (radial power spectrum of "
         "the difference). Mean frequency in cycles an image, and the share up to a quarter of the highest "
         f"frequency: {found}; the images themselves: {mean_frequency(own):.2f} "
-        f"({low_share(own, images.shape[-1]):.0%} low). Of this model the band '{lowest.band}' carries the "
-        f"lowest frequencies and '{highest.band}' the highest."
+        f"({low_share(own, images.shape[-1]):.0%} low). The bands' means lie within "
+        f"{max(means) - min(means):.2f} cycles."
     )
     table: list[Row] = [
         {

@@ -32,7 +32,7 @@ PER_PICTURE = 2**32  # more completions than anyone asks for: what is drawn does
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """Which part of which pictures is known to which model."""
 
     student: HKD
@@ -93,7 +93,7 @@ def inpaint(
     student = load_hkd(model, device)
     subjects = read_subjects(source, "--image", student, model, class_number)
     painted = (read_mask(mask, *student.image_shape[1:]) >= 0.5).to(device)
-    task = _Task(student, subjects, lambda images: keep_pixels(images, painted), "inpainting")
+    task = Task(student, subjects, lambda images: keep_pixels(images, painted), "inpainting")
     found = task.completions(settings, reporter, stop)
     rows = [("mask", f"{mask}, {painted.float().mean():.0%} painted")]
     data = {"painted": painted.float().mean().item()}
@@ -129,7 +129,7 @@ def colorize(
         raise UsageError(f"--model {model}: makes grey images; accepted: a model of colour images")
     subjects = read_subjects(source, "--image", student, model, class_number, grey=True)
     subjects = replace(subjects, images=subjects.images.expand(-1, 3, -1, -1))
-    task = _Task(student, subjects, keep_luminance, "colorization")
+    task = Task(student, subjects, keep_luminance, "colorization")
     found = into_gamut(task.completions(settings, reporter, stop).flatten(0, 1))
     wanted = luminance(subjects.images.cpu()).repeat_interleave(settings.count, dim=0)
     error = (luminance(torch.from_numpy(to_uint8(found.numpy())).float()) - (wanted * 127.5 + 127.5)).abs()
@@ -155,7 +155,7 @@ def colorize(
 def _written(
     next_command: str,
     place: Path,
-    task: _Task,
+    task: Task,
     known: Tensor,
     found: Tensor,
     rows: list[tuple[str, str]],

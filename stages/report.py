@@ -7,6 +7,7 @@ make it again.
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +27,8 @@ from hkdpipe.stages.reporting import duration
 
 REPORT = "report.html"
 ANALYSIS = Path("analysis") / "analysis.json"
-"""What another command found out: `title`, and `sections` with `title`, `text`, `pictures` (`alt`, and the
-name of a `file` in the same folder) and `tables` (`title`, `header`, `rows` of strings)."""
+"""What another command found out: `title`, and `sections` with `title`, `text`, `pictures` (`file`, `alt`)
+and `tables` (`title`, `file`: a .csv), files by their names in the same folder."""
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif", ".webp": "image/webp"}
 _STYLES = ("first", "second", "third", "fourth")
 _SCORES = {
@@ -66,12 +67,6 @@ def write_report(folder: Path, metrics: Row) -> None:
     page = Template((Path(__file__).with_name(REPORT)).read_text(encoding="utf-8"))
     body = "\n".join([_header(title, metrics), *filter(None, sections)])
     write_atomic(folder / REPORT, page.substitute(title=escape(title), body=body).encode())
-
-
-def renew_report(folder: Path) -> None:
-    """Make a report again, where there is one, since something was added to its folder."""
-    if (folder / REPORT).is_file():
-        write_report(folder, read_json(folder / "metrics.json"))
 
 
 # Sections
@@ -234,15 +229,18 @@ def _analysis(folder: Path) -> str:
         parts = []
         for part in found["sections"]:
             parts.append(f"<h3>{escape(part['title'])}</h3><p>{escape(part.get('text', ''))}</p>")
-            for picture in part.get("pictures", []):
-                alt = picture["alt"]
-                source = _data_uri(_inside(path.parent, picture["file"]))
-                parts.append(_scrolling(alt, f'<img class="plot" src="{source}" alt="{escape(alt)}">'))
-                parts.append(f'<p class="soft">{escape(alt)}.</p>')
-            parts += [
-                _folded(table["title"], _table("", table["header"], table["rows"]))
-                for table in part.get("tables", [])
+            figures = [
+                _figure(
+                    _data_uri(_inside(path.parent, picture["file"])), picture["alt"], picture["alt"], "smooth"
+                )
+                for picture in part.get("pictures", [])
             ]
+            if figures:
+                parts.append(f'<div class="plates">{"".join(figures)}</div>')
+            for table in part.get("tables", []):
+                with _inside(path.parent, table["file"]).open(encoding="utf-8", newline="") as file:
+                    header, *body = csv.reader(file)
+                parts.append(_folded(table["title"], _table("", header, body)))
         return _section(found["title"], "".join(parts))
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise InputError(
@@ -251,8 +249,8 @@ def _analysis(folder: Path) -> str:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    if Path(name).name != name or Path(name).suffix not in _MEDIA:
-        raise ValueError(f"{name!r} is not the name of a picture in its folder")
+    if Path(name).name != name or Path(name).suffix not in {*_MEDIA, ".csv"}:
+        raise ValueError(f"{name!r} is not the name of a picture or a .csv in its folder")
     return folder / name
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from hkdpipe.manifests.errors import UsageError
 from hkdpipe.pipeline.options import FOLDER, one_process_only, place, seed_option, work_options
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.rundir import RunDir
 from hkdpipe.pipeline.work import working
 
+if TYPE_CHECKING:
+    from hkdpipe.stages.reporting import Summary
 
-@click.command("analyze", short_help="Spectra of a model's operators, and what their bands do.")
+
+@click.command("analyze", short_help="Spectra of a model, and what its bands do.")
 @click.option("--model", type=FOLDER, metavar="DIR", help="An export or a checkpoint of hkd.")
 @click.option(
-    "--run-dir", type=FOLDER, metavar="DIR", help="A run's export, analysed into its evaluation/analysis."
+    "--run-dir",
+    type=FOLDER,
+    metavar="DIR",
+    help="A run: its export, into evaluation/analysis and report.html.",
 )
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder for pictures, tables and analysis.json.")
 @click.option(
@@ -56,12 +63,18 @@ def command(
     one_process_only("analyze")
     run = RunDir(run_dir) if run_dir else None
     model = place("--model", model, run.export if run else None)
+    if run is not None and out is not None:
+        raise UsageError("--run-dir and --out: give one of them")
     out = place("--out", out, run.evaluation / "analysis" if run else None)
     with working(device, quiet) as work:
-        from hkdpipe.stages.analyze import analyze
+        from hkdpipe.stages.analyze import analyze, shown_in_report
         from hkdpipe.trainer.bands import THIRDS, parse_band
 
         chosen = [parse_band(text) for text in bands] or THIRDS
         how: Any = {"device": work.device, "reporter": work.reporter, "stop": work.stop}
-        summary = work.perform("analyze", out, None, lambda: analyze(model, out, count, seed, chosen, **how))
-        report(summary, quiet, as_json)
+
+        def call() -> Summary:
+            summary = analyze(model, out, count, seed, chosen, **how)
+            return shown_in_report(summary, out.parent) if run else summary
+
+        report(work.perform("analyze", out, None, call), quiet, as_json)

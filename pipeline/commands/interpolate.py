@@ -21,7 +21,7 @@ from hkdpipe.pipeline.work import working
 PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7))
 
 
-@click.command("interpolate", short_help="Pictures between two, by their noise and by their latents.")
+@click.command("interpolate", short_help="Pictures between two, by noise and latents.")
 @model_option
 @click.option("--out", type=FOLDER, metavar="DIR", required=True, help="Folder for PNG, GIF and WebP.")
 @click.option(

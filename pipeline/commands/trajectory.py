@@ -15,7 +15,7 @@ from hkdpipe.pipeline.work import working
 SHOWN = (0, 1, 2, 3)
 
 
-@click.command("trajectory", short_help="Trajectories as a model sees them, as pictures that move.")
+@click.command("trajectory", short_help="Trajectories as a model sees them.")
 @click.option("--model", type=FOLDER, metavar="DIR", help="An export or a checkpoint of hkd.")
 @click.option("--archive", type=folder_or_url, metavar="ARCHIVE", help="Trajectories: a folder or a URL.")
 @click.option("--run-dir", type=FOLDER, metavar="DIR", help="A run, whose export and archive are taken.")

@@ -14,12 +14,11 @@ import torch
 from commands import called, succeeded
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import TRAINING, Inputs, train_tiny
+from tiny import TRAINING, Inputs, evaluate_tiny, train_tiny
 from torch import Tensor
 
 from hkdpipe.manifests.archive import open_archive
 from hkdpipe.manifests.rng import unit_noise
-from hkdpipe.stages import analyze
 from hkdpipe.stages.pictures import CAPTION, GAP, SIDE, to_uint8
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods.hkd import HKD
@@ -38,22 +37,20 @@ def sections(folder: Path) -> dict[str, Any]:
             assert picture["alt"]
             with Image.open(folder / picture["file"]) as read:
                 assert read.width > 100
-        for table in section["tables"]:
-            with (folder / table["file"]).open(newline="") as file:
-                assert list(csv.reader(file)) == [table["header"], *table["rows"]]
     return {section["title"]: section for section in analysis["sections"]}
 
 
-def test_analysis_of_a_student(
-    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    renewed: list[Path] = []
-    monkeypatch.setattr(analyze, "renew_report", renewed.append)
+def table(folder: Path, section: Any) -> list[list[str]]:
+    """The rows of a section's table, without the header."""
+    with (folder / section["tables"][0]["file"]).open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def test_analysis_of_a_student(inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "analysis"
     ran = succeeded(
         called(capfd, "analyze", "--model", str(newest(inputs)), "--out", str(out), "--count", "3")
     )
-    assert renewed == [tmp_path]
     found = sections(out)
     assert list(found) == [
         "Spectrum",
@@ -63,7 +60,7 @@ def test_analysis_of_a_student(
     ]
     written = {path.name for path in out.iterdir()}
     assert written == {line.split("/")[-1] for line in ran.out.splitlines() if line.startswith("wrote ")}
-    rows = found["Spectral masking"]["tables"][0]["rows"]
+    rows = table(out, found["Spectral masking"])
     assert [row[:2] for row in rows] == [
         [level, band] for level in ("all", "8", "4") for band in ("smallest", "middle", "largest")
     ]
@@ -78,11 +75,25 @@ def test_analysis_of_classes_and_of_bands_asked_for(
     out = tmp_path / "analysis"
     given = ("--model", str(newest(conditional)), "--count", "2", "--band", "0:0.1", "--band", "largest")
     succeeded(called(capfd, "analyze", *given, "--out", str(out)))
-    rows = sections(out)["Classes"]["tables"][0]["rows"]
+    rows = table(out, sections(out)["Classes"])
     assert [(row[0], row[2]) for row in rows] == [
         (str(number), band) for number in range(10) for band in ("0:0.1", "largest")
     ]
     assert len({row[3] for row in rows}) > 10, "the classes have no effect"
+
+
+def test_a_runs_analysis_stands_in_its_report(
+    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    evaluate_tiny(inputs, run / "evaluation")
+    (run / "evaluation" / "export").rename(run / "export")
+    report = run / "evaluation" / "report.html"
+    assert "Spectral masking" not in report.read_text()
+    ran = succeeded(called(capfd, "analyze", "--run-dir", str(run), "--count", "2"))
+    assert "Spectral masking" in report.read_text()
+    assert f"wrote {report}" in ran.out
+    sections(run / "evaluation" / "analysis")
 
 
 def cell(folder: Path, name: str, row: int, column: int) -> NDArray[np.uint8]:
@@ -243,3 +254,16 @@ def test_what_has_no_spectrum_is_refused(
             [f"{model}: of method 'kd', which has no operators; accepted: 'hkd'"],
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_notebook_runs_and_was_executed(inputs: Inputs) -> None:
+    notebook = json.loads((Path(__file__).parents[2] / "docs" / "whitebox.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for number, each in enumerate(cells):
+        assert each["execution_count"] == number + 1
+        assert all(output["output_type"] != "error" for output in each["outputs"])
+        source = "".join(line for line in each["source"] if not line.startswith("%"))
+        exec(source.replace('"../runs/digits/export"', repr(str(newest(inputs)))), names)
+    assert len(cells) == 5
+    assert names["completions"].shape == (3, 8, 1, 8, 8)
