@@ -229,14 +229,11 @@ def _analysis(folder: Path) -> str:
         parts = []
         for part in found["sections"]:
             parts.append(f"<h3>{escape(part['title'])}</h3><p>{escape(part.get('text', ''))}</p>")
-            figures = [
-                _figure(
-                    _data_uri(_inside(path.parent, picture["file"])), picture["alt"], picture["alt"], "smooth"
-                )
-                for picture in part.get("pictures", [])
-            ]
-            if figures:
-                parts.append(f'<div class="plates">{"".join(figures)}</div>')
+            for picture in part.get("pictures", []):
+                alt = picture["alt"]
+                source = _data_uri(_inside(path.parent, picture["file"]))
+                parts.append(_scrolling(alt, f'<img class="plot" src="{source}" alt="{escape(alt)}">'))
+                parts.append(f'<p class="soft">{escape(alt)}.</p>')
             for table in part.get("tables", []):
                 with _inside(path.parent, table["file"]).open(encoding="utf-8", newline="") as file:
                     header, *body = csv.reader(file)

@@ -65,12 +65,13 @@ def report(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate_tiny(inputs, folder)
     (folder / "analysis").mkdir()
     save_png(folder / "analysis" / "wide.png", Image.new("RGB", (3000, 100), "grey"))
-    numbers = {"title": "Numbers", "header": ["a-name-of-a-column"] * 30, "rows": [["1"] * 30]}
+    header = ",".join(["a-name-of-a-column"] * 30)
+    (folder / "analysis" / "numbers.csv").write_text(f"{header}\n{'1,' * 29}1\n")
     section = {
         "title": "Bands",
         "text": "unbroken" * 40,
         "pictures": [{"file": "wide.png", "alt": "A wide picture"}],
-        "tables": [numbers],
+        "tables": [{"title": "Numbers", "file": "numbers.csv"}],
     }
     (folder / "analysis" / "analysis.json").write_text(
         json.dumps({"title": "Analysis", "sections": [section]})
