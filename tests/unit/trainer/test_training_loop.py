@@ -532,7 +532,7 @@ def test_low_precision_is_of_the_networks_alone(
     student: HKD, relative: Callable[[Tensor, Tensor], float], dtype: torch.dtype
 ) -> None:
     """One step of HKD: gradients within some roundings of those in float32, in which the weights stay."""
-    training = TrainingSettings(perceptual="none")
+    training = TrainingSettings(perceptual="none", latent_weight=0.0)
     x, ends = 3 * torch.randn(6, 1, 1, 8, 8), torch.randn(6, 1, 8, 8)
     sigmas = torch.tensor([80.0, 40.0, 5.0, 1.0, 0.1, 0.002])[:, None]
     batch = Batch(x * sigmas[:, :, None, None, None] / 3, (sigmas < 80).long(), sigmas, ends)
