@@ -635,11 +635,11 @@ def test_one_damaged_checkpoint_is_passed_over(folder: Path, capfd: pytest.Captu
 # Memory and disks
 
 
-def gpu_is_full(*_: Any) -> None:
+def gpu_is_full(*_: Any, **__: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
 
 
-def memory_is_full(*_: Any) -> None:
+def memory_is_full(*_: Any, **__: Any) -> None:
     torch.empty(2**55)
 
 
