@@ -51,6 +51,11 @@ class Batch:
         chosen = {name: getattr(self, name)[:, which] for name in ("states", "numbers", "sigmas")}
         return dataclasses.replace(self, **chosen)
 
+    def of_trajectories(self, which: NDArray[np.int64]) -> Batch:
+        """Some of the B trajectories alone, by their rows."""
+        rows = {name: value[which] for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(self, **rows)
+
 
 def mse_decay(progress: float, decades: float) -> float:
     """10^(-decades * progress), of lambda1: depends on the share of the budget seen, so resuming keeps it."""

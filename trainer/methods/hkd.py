@@ -24,6 +24,9 @@ from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_une
 from hkdpipe.trainer.perceptual import Distance
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
 
+COMPARED = 4
+"""One in so many trajectories takes part in the latent consistency."""
+
 
 class HKD(Student):
     """The student: encoder, one Koopman operator per tensor, decoder."""
@@ -102,21 +105,25 @@ class HKD(Student):
         return self.decode(self.observe(x, sigma, labels), labels)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, observables: bool = False
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, observables: Tensor | None = None
     ) -> Any:
-        """The prediction; with `observables` it and those at the end, that the latent consistency is of.
+        """The prediction; with `observables`, rows of x, it and theirs at the end, for latent consistency.
 
         Those are what the prediction is decoded from, but with `learns_from` = "latent": then the images have
         no gradient in the operators, and the observables none but there.
         """
         z = self.encode(x, sigma, labels)
         end = torch.full_like(sigma[:1], self.sigma_min)
-        apart = observables and self.settings.learns_from == "latent"
+        apart = observables is not None and self.settings.learns_from == "latent"
         reached = self.evolve(z, sigma, end, constant=apart)
         images = self.decode(reached, labels)
+        if observables is None:
+            return images
         if apart:
-            reached = self.evolve([tensor.detach() for tensor in z], sigma, end)
-        return (images, reached) if observables else images
+            return images, self.evolve(
+                [tensor.detach()[observables] for tensor in z], sigma[observables], end
+            )
+        return images, [tensor[observables] for tensor in reached]
 
     def loss(
         self,
@@ -129,16 +136,20 @@ class HKD(Student):
         """The distillation loss, and 'latent', the latent consistency, where it has a weight."""
         if not training.latent_weight:
             return distillation_loss(module, batch, distance, training, progress)
-        drawn, last = batch.with_states(slice(-1)), batch.with_states(slice(-1, None))
+        drawn = batch.with_states(slice(-1))
         if not len(self.koopman):
             return distillation_loss(module, drawn, distance, training, progress)
-        images, z = module(*drawn.flat(), observables=True)
+        rows, one_in = _compared(batch)
+        few, times = batch.of_trajectories(rows), drawn.sigmas.shape[1]
+        states = (rows[:, None] * times + np.arange(times)).ravel()
+        compared = torch.from_numpy(states).to(batch.states.device)
+        images, z = module(*drawn.flat(), observables=compared)
         share, ends = shares(drawn, training), drawn.for_each_state(batch.ends)
         terms = image_terms(images, ends, share, distance, training, progress)
         with torch.no_grad():
-            end = self.observe(*last.flat())
-        errors = latent_error(z, [drawn.for_each_state(target) for target in end])
-        terms["latent"] = weighted_sum(errors, share.to(errors))
+            end = self.observe(*few.with_states(slice(-1, None)).flat())
+        errors = latent_error(z, [target.repeat_interleave(times, dim=0) for target in end])
+        terms["latent"] = weighted_sum(errors, (one_in * share[compared]).to(errors))
         terms["loss"] = terms["loss"] + training.latent_weight * terms["latent"]
         return terms
 
@@ -203,6 +214,17 @@ class HKD(Student):
     def evaluations(training: TrainingSettings) -> int:
         """One for each time; the encoder's forward pass of the latent consistency is not counted."""
         return training.times
+
+
+def _compared(batch: Batch) -> tuple[NDArray[np.int64], int]:
+    """Rows of the trajectories whose observables are compared, and how many each of them stands for.
+
+    Encoding the ends of all would take a fifth of a step. Chosen by position, they are the same for any
+    number of processes, and the same share of every batch whose size `COMPARED` divides.
+    """
+    if batch.positions is None:
+        return np.arange(len(batch.states)), 1
+    return np.flatnonzero(batch.positions % COMPARED == 0), COMPARED
 
 
 def _draw_times(

@@ -116,6 +116,35 @@ def test_target_of_a_state_above_sigma_min_is_evolved_to_it(working: HKD) -> Non
     assert error == pytest.approx(latent_error(z, target).item(), rel=1e-9)
 
 
+def test_every_fourth_trajectory_stands_for_the_others(working: HKD) -> None:
+    """By position: four shifted batches compare all of them, and the parts of a batch what the whole does."""
+    batch = batch_of([[0, 3], [0, 1], [0, 4], [0, 2], [0, 1], [0, 3]])
+
+    def latent(first: int, rows: slice) -> Tensor:
+        placed = dataclasses.replace(batch, positions=np.arange(first, first + 6))
+        chosen = placed.of_trajectories(np.arange(6)[rows])
+        return len(chosen.ends) / 6 * loss_of(working, chosen)["latent"]
+
+    whole = [latent(first, slice(None)) for first in range(8, 12)]
+    torch.testing.assert_close(torch.stack(whole).mean(), loss_of(working, batch)["latent"])
+    fifth = batch.of_trajectories(np.array([3]))
+    torch.testing.assert_close(whole[1], 4 / 6 * loss_of(working, fifth)["latent"])
+    for first, found in enumerate(whole, 8):
+        torch.testing.assert_close(latent(first, slice(4)) + latent(first, slice(4, None)), found)
+
+
+def test_a_part_without_compared_trajectories_gives_the_operators_no_gradient(working: HKD) -> None:
+    """But one of zero, as the processes of a training add up all gradients."""
+    working.settings = KoopmanSettings()
+    batch = dataclasses.replace(batch_of([[0, 3], [0, 1]]), positions=np.array([9, 10]))
+    terms = loss_of(working, batch)
+    assert terms["latent"] == 0
+    terms["loss"].backward()
+    for parameter in working.koopman.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
 def test_gradient_of_the_consistency_in_closed_form(relative: Relative) -> None:
     """With y = exp(A dt) z and e = y - t: d|e|^2/d alpha = 2 dt e . y, d|e|^2/d beta = 2 dt e . J y, where J
     turns a pair (real, imaginary) into (imaginary, -real)."""
