@@ -1,9 +1,9 @@
 """What SLURM costs stage 1: the tasks of an array against as many plain processes, in turns.
 
 `python tests/benchmarks/bench_slurm.py [TRAJECTORIES [TURNS]]`, by default 2,048 of the digits teacher and 3.
-The cluster is one of two nodes on this machine, as in the tests, with one process on each; without SLURM's
-programs nothing is measured. The steady rate is that between the first and the last shards; what comes before
-is start-up, the queue included.
+The cluster is one of two nodes on this machine, as in the tests, with one process of one thread on each;
+without SLURM's programs nothing is measured. The steady rate is that between the first and the last shards;
+what comes before is start-up, the queue included.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from slurm_cluster import Cluster, missing_programs
 
 PROCESSES = 2
 SHARD = 64
-CLUSTER = "[generation]\ngpus = 0\ncpus = 2\ntasks = 2\n[training]\ngpus = 0\n[evaluation]\ngpus = 0\n"
+CLUSTER = "[generation]\ngpus = 0\ncpus = 1\ntasks = 2\n[training]\ngpus = 0\n[evaluation]\ngpus = 0\n"
 
 
 def options(run: Path, count: int) -> list[str]:
@@ -49,7 +49,9 @@ def array(cluster: Cluster, run: Path, count: int) -> tuple[float, float]:
         *(HKDPIPE, "submit", *given, "--cluster", str(cluster.root / "cluster.toml")),
         *("--stages", "generation"),
     )
-    cluster.wait_for(lambda: not cluster.ask("squeue", "-h"), "end of the array", 3600)
+    # Asking the queue all the time would take a part of the machine.
+    cluster.wait_for((run / "trajectories" / "manifest.json").exists, "end of the array", 3600)
+    cluster.wait_for(lambda: not cluster.ask("squeue", "-h"), "empty queue")
     return rates(run, began)
 
 
