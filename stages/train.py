@@ -187,13 +187,13 @@ def new_optimizer(groups: list[dict[str, Any]], training: TrainingSettings) -> t
 
 
 def read_batch(reader: Reader, start: int, stop: int) -> Batch:
-    """The trajectories at positions start..stop-1 at their drawn times, their ends and labels, in float32."""
+    """The trajectories at positions start..stop-1 at their drawn times, their ends and labels, as stored."""
     archive, training = reader.archive, reader.training
     positions = np.arange(start, stop)
     drawn = METHODS[training.method].draw_states(training, positions, archive.sigmas)
     end = np.full((len(drawn), 1), len(archive.sigmas) - 1)
     indices, values = reader.read(start, stop, np.concatenate([drawn, end], axis=1))
-    states = torch.from_numpy(values).float()
+    states = torch.from_numpy(values)
     sigmas = torch.from_numpy(archive.sigmas[drawn]).float()
     labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
     return Batch(states[:, :-1], torch.from_numpy(drawn), sigmas, states[:, -1], labels, positions)

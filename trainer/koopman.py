@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class KoopmanOperator(nn.Module):
@@ -61,49 +64,103 @@ class KoopmanOperator(nn.Module):
             alpha = self.alpha_bound * torch.tanh(alpha / self.alpha_bound)
         return alpha, beta
 
-    def propagator(self, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary part of exp((alpha - i beta) dt), dt (N,): (N, C/2, H, W) each.
-
-        In float32 or better, whatever the precision of the parameters.
-        """
-        alpha, beta = self.eigenvalues()
-        dt = dt.to(torch.promote_types(alpha.dtype, torch.float32))[:, None, None, None]
-        scale = torch.exp(alpha.to(dt.dtype) * dt)
-        angle = beta.to(dt.dtype) * dt
-        return scale * torch.cos(angle), scale * torch.sin(angle)
-
-    def forward(self, z: Tensor, dt: Tensor, constant: bool = False) -> Tensor:
-        """exp(A dt) z for z (N, C, H, W) and dt (N,) or (1,); in float32 or better whatever the autocast.
-
-        `constant`: no gradient reaches A.
-        """
-        with torch.autocast(z.device.type, enabled=False):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-                cosine, sine = self.propagator(dt)
-            return evolved(z, cosine, sine)
+    def forward(self, z: Tensor, dt: Tensor) -> Tensor:
+        """exp(A dt) z for z (N, C, H, W) and dt (N,) or (1,)."""
+        return evolve([self], [z], dt)[0]
 
 
-class FixedEvolution(nn.Module):
-    """The evolution of an operator over one dt, folded into constants; stands in the operator's place."""
+class FixedPropagator(nn.Module):
+    """exp(A dt) of an operator for one dt, folded into constants; stands in the operator's place."""
 
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, operator: KoopmanOperator, dt: Tensor) -> None:
-        """`dt` (1,) is the only one that this can be asked for."""
+    def __init__(self, cosine: Tensor, sine: Tensor) -> None:
+        """Its parts as `propagators` gives them for a dt (1,), the only one that this can be asked for."""
         super().__init__()
-        cosine, sine = operator.propagator(dt)
         self.register_buffer("cosine", cosine.detach().clone())
         self.register_buffer("sine", sine.detach().clone())
 
-    def forward(self, z: Tensor, dt: Tensor, constant: bool = True) -> Tensor:
-        return evolved(z, self.cosine, self.sine)
+
+Operators = Sequence[KoopmanOperator] | Sequence[FixedPropagator]
+
+
+def evolve(operators: Operators, z: Sequence[Tensor], dt: Tensor, constant: bool = False) -> list[Tensor]:
+    """exp(A dt) z of tensors z (N, C, H, W), each with its operator, and dt (N,) or (1,).
+
+    In float32 or better, whatever the autocast. `constant`: no gradient reaches the operators.
+    """
+    if not operators:
+        return []
+    with torch.autocast(z[0].device.type, enabled=False):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+            found = propagators(operators, dt)
+        return [evolved(tensor, *parts) for tensor, parts in zip(z, found, strict=True)]
+
+
+def propagators(operators: Operators, dt: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Real and negative imaginary part of exp((alpha - i beta) dt), dt (N,): (N, C/2, H, W) each.
+
+    In float32 or better, whatever the precision of the parameters; of all operators at once, since each of
+    them is small.
+    """
+    fixed = [(one.cosine, one.sine) for one in operators if isinstance(one, FixedPropagator)]
+    if fixed:
+        return fixed
+    eigenvalues = [one.eigenvalues() for one in operators if isinstance(one, KoopmanOperator)]
+    shapes = [alpha.shape for alpha, _ in eigenvalues]
+    exact = torch.promote_types(eigenvalues[0][0].dtype, torch.float32)
+    alpha, beta = (
+        torch.cat([part.flatten() for part in parts]).to(exact) for parts in zip(*eigenvalues, strict=True)
+    )
+    dt = dt.to(exact)[:, None]
+    scale, angle = torch.exp(alpha * dt), beta * dt
+    parts = [
+        whole.split([shape.numel() for shape in shapes], dim=1)
+        for whole in (scale * torch.cos(angle), scale * torch.sin(angle))
+    ]
+    return [
+        (cosine.unflatten(1, shape), sine.unflatten(1, shape))
+        for cosine, sine, shape in zip(*parts, shapes, strict=True)
+    ]
 
 
 def evolved(z: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """exp(A dt) z from its real and imaginary parts; computed in theirs and returned in the type of z."""
-    real, imaginary = z.to(cosine.dtype).chunk(2, dim=1)
-    return torch.cat([cosine * real + sine * imaginary, cosine * imaginary - sine * real], dim=1).to(z.dtype)
+    """exp(A dt) z from a propagator's parts; computed in their type and returned in that of z."""
+    found: Tensor = _Evolved.apply(z.to(cosine.dtype), cosine, sine)
+    return found.to(z.dtype)
+
+
+class _Evolved(torch.autograd.Function):
+    """The same with a derivative by hand: autograd's own passes over the observables twice as often."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(z if ctx.needs_input_grad[1] else None, cosine, sine)
+        return _rotated(z, cosine, sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        z, cosine, sine = ctx.saved_tensors
+        # The transpose turns the other way.
+        of_z = _rotated(grad, cosine, sine, -1.0) if ctx.needs_input_grad[0] else None
+        if z is None:
+            return of_z, None, None
+        (real, imaginary), (of_real, of_imaginary) = z.chunk(2, dim=1), grad.chunk(2, dim=1)
+        of_cosine = torch.addcmul(of_real * real, of_imaginary, imaginary)
+        of_sine = torch.addcmul(of_real * imaginary, of_imaginary, real, value=-1.0)
+        return of_z, of_cosine.sum_to_size(cosine.shape), of_sine.sum_to_size(sine.shape)
+
+
+def _rotated(z: Tensor, cosine: Tensor, sine: Tensor, way: float = 1.0) -> Tensor:
+    """(cosine - i way sine) (real + i imaginary)."""
+    real, imaginary = z.chunk(2, dim=1)
+    parts = [
+        torch.addcmul(cosine * real, sine, imaginary, value=way),
+        torch.addcmul(cosine * imaginary, sine, real, value=-way),
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def cosine_maps(count: int, height: int, width: int) -> Tensor:

@@ -54,7 +54,7 @@ def training_steps(teacher: Teacher, archive: Archive, training: TrainingSetting
     )
 
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return state.model.loss(module, batch, None, training, progress)
+        return state.model.loss(module, batch.to(CPU), None, training, progress)
 
     with closing(Reader(archive, training, print)) as reader:
         for pieces in prefetched(lambda start, stop: read_batch(reader, start, stop), 0, loop, World()):

@@ -17,15 +17,22 @@ from torch.nn import functional as F
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.trainer.koopman import FixedEvolution, KoopmanOperator, evolution_time
+from hkdpipe.trainer.koopman import (
+    FixedPropagator,
+    KoopmanOperator,
+    Operators,
+    evolution_time,
+    evolve,
+    propagators,
+)
 from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares, weighted_sum
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet, noise_label
 from hkdpipe.trainer.perceptual import Distance
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
 
-COMPARED = 4
-"""One in so many trajectories takes part in the latent consistency."""
+COMPARED = 16
+"""Trajectories of a step that take part in the latent consistency; of large batches one in so many."""
 
 
 class HKD(Student):
@@ -83,11 +90,13 @@ class HKD(Student):
         self, z: Sequence[Tensor], start: Tensor, stop: Tensor, constant: bool = False
     ) -> list[Tensor]:
         """exp(A (tau(stop) - tau(start))) z, noise levels (N,) or (1,); `constant`: without gradient in A."""
+        operators = cast(Operators, list(self.koopman.values()))
+        numbers, found = [int(name) for name in self.koopman], list(z)
+        evolving = [z[number] for number in numbers]
         dt = self.tau(stop) - self.tau(start)
-        return [
-            self.koopman[str(index)](tensor, dt, constant) if str(index) in self.koopman else tensor
-            for index, tensor in enumerate(z)
-        ]
+        for number, tensor in zip(numbers, evolve(operators, evolving, dt, constant), strict=True):
+            found[number] = tensor
+        return found
 
     def decode(self, z: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """D(z): images (N, C, H, W) from observables at the end; told one constant noise level."""
@@ -139,7 +148,7 @@ class HKD(Student):
         drawn = batch.with_states(slice(-1))
         if not len(self.koopman):
             return distillation_loss(module, drawn, distance, training, progress)
-        rows, one_in = _compared(batch)
+        rows, one_in = _compared(batch, training.batch_size)
         few, times = batch.of_trajectories(rows), drawn.sigmas.shape[1]
         states = (rows[:, None] * times + np.arange(times)).ravel()
         compared = torch.from_numpy(states).to(batch.states.device)
@@ -161,8 +170,9 @@ class HKD(Student):
             for sigma in (self.sigma_max, self.sigma_min)
         )
         dt = self.tau(end) - self.tau(start)
-        for name, operator in self.koopman.items():
-            model.koopman[name] = FixedEvolution(cast(KoopmanOperator, operator), dt)
+        operators = cast(Operators, list(self.koopman.values()))
+        for name, parts in zip(self.koopman, propagators(operators, dt) if operators else [], strict=True):
+            model.koopman[name] = FixedPropagator(*parts)
         return model
 
     def _one_hot(self, labels: Tensor | None) -> Tensor | None:
@@ -216,15 +226,16 @@ class HKD(Student):
         return training.times
 
 
-def _compared(batch: Batch) -> tuple[NDArray[np.int64], int]:
+def _compared(batch: Batch, batch_size: int) -> tuple[NDArray[np.int64], int]:
     """Rows of the trajectories whose observables are compared, and how many each of them stands for.
 
     Encoding the ends of all would take a fifth of a step. Chosen by position, they are the same for any
-    number of processes, and the same share of every batch whose size `COMPARED` divides.
+    number of processes.
     """
     if batch.positions is None:
         return np.arange(len(batch.states)), 1
-    return np.flatnonzero(batch.positions % COMPARED == 0), COMPARED
+    one_in = min(max(1, batch_size // COMPARED), COMPARED)
+    return np.flatnonzero(batch.positions % one_in == 0), one_in
 
 
 def _draw_times(

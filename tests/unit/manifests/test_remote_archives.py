@@ -97,9 +97,11 @@ def asked(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return names
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd"])
 def test_same_states_as_from_the_folder_and_each_file_fetched_once(
-    tmp_path: Path, plan: Plan, write: Write, server: Server, asked: Callable[[], list[str]]
+    tmp_path: Path, plan: Plan, codec: str, write: Write, server: Server, asked: Callable[[], list[str]]
 ) -> None:
+    plan = dataclasses.replace(plan, codec=codec)
     write(tmp_path / "local", plan)
     server.upload(tmp_path / "local")
     asked()
@@ -246,10 +248,11 @@ def test_server_that_dies_in_the_middle_of_a_shard(
     assert open_archive(URL).read(range(10), range(5)).tobytes() == data.tobytes()
 
 
+@pytest.mark.parametrize("codec", ["none", "zstd"])
 def test_blocks_are_streamed_past_the_cache(
-    tmp_path: Path, plan: Plan, write: Write, server: Server, asked: Callable[[], list[str]]
+    tmp_path: Path, plan: Plan, codec: str, write: Write, server: Server, asked: Callable[[], list[str]]
 ) -> None:
-    write(tmp_path / "local", dataclasses.replace(plan, form="webdataset"))
+    write(tmp_path / "local", dataclasses.replace(plan, form="webdataset", codec=codec))
     server.upload(tmp_path / "local")
     blocks, states = Blocks(shard_size=4, shards=2), [[0, 2, 4]] * 24
     asked()

@@ -40,7 +40,9 @@ def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive,
     drawn = HKD.draw_states(training, np.arange(5, 25), archive.sigmas)
     assert batch.states.shape == (20, times + 1, 1, 2, 2), "that of the last state follows"
     assert batch.ends.shape == (20, 1, 2, 2)
-    assert {batch.states.dtype, batch.sigmas.dtype, batch.ends.dtype} == {torch.float32}
+    there = batch.to(torch.device("cpu"))
+    assert {there.states.dtype, there.sigmas.dtype, there.ends.dtype} == {torch.float32}
+    assert batch.states.dtype == getattr(torch, archive.plan.dtype), "as stored"
     assert np.array_equal(batch.numbers, drawn)
     assert np.array_equal(batch.positions, np.arange(5, 25))  # type: ignore[arg-type]
     if archive.plan.classes:
