@@ -21,6 +21,7 @@ from hkdpipe.stages.pictures import grid, save_png, to_uint8
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.settings import TeacherSampling
 from hkdpipe.stages.students import trained_classes
+from hkdpipe.trainer.inert_program import InertProgram
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods import load_model
 from hkdpipe.trainer.methods.student import Student
@@ -68,13 +69,10 @@ def sample(
     return _sample(images, what, out, (("model", str(model)),), reporter, stop)
 
 
-def _generator(model: Path, device: torch.device) -> Student | OnnxModel:
-    """InputError where there is none, UsageError for a kind of file that is not read."""
+def _generator(model: Path, device: torch.device) -> Student | OnnxModel | InertProgram:
+    """InputError where there is none, or not one that hkdpipe exports."""
     if model.suffix == ".pt2":
-        raise UsageError(
-            f"{model}: programs of torch.export are not read, as torch would execute what such a file holds; "
-            "accepted: the export's folder, its model.onnx, or a checkpoint"
-        )
+        return InertProgram(model, device)
     if model.suffix == ".onnx":
         return OnnxModel(model, device)
     return load_model(model, device).folded()

@@ -92,36 +92,37 @@ def evolve(operators: Operators, z: Sequence[Tensor], dt: Tensor, constant: bool
     """
     if not operators:
         return []
-    with torch.autocast(z[0].device.type, enabled=False):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-            found = propagators(operators, dt)
-        return [evolved(tensor, *parts) for tensor, parts in zip(z, found, strict=True)]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+        found = propagators(operators, dt)
+    return [evolved(tensor, *parts) for tensor, parts in zip(z, found, strict=True)]
 
 
 def propagators(operators: Operators, dt: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Real and negative imaginary part of exp((alpha - i beta) dt), dt (N,): (N, C/2, H, W) each.
 
-    In float32 or better, whatever the precision of the parameters; of all operators at once, since each of
-    them is small.
+    In float32 or better, whatever the autocast and the precision of the parameters; of all operators at once,
+    since each of them is small.
     """
     fixed = [(one.cosine, one.sine) for one in operators if isinstance(one, FixedPropagator)]
     if fixed:
         return fixed
-    eigenvalues = [one.eigenvalues() for one in operators if isinstance(one, KoopmanOperator)]
-    shapes = [alpha.shape for alpha, _ in eigenvalues]
-    exact = torch.promote_types(eigenvalues[0][0].dtype, torch.float32)
-    alpha, beta = (
-        torch.cat([part.flatten() for part in parts]).to(exact) for parts in zip(*eigenvalues, strict=True)
-    )
-    dt = dt.to(exact)[:, None]
-    scale, angle = torch.exp(alpha * dt), beta * dt
-    parts = [
-        whole.split([shape.numel() for shape in shapes], dim=1)
-        for whole in (scale * torch.cos(angle), scale * torch.sin(angle))
-    ]
+    with torch.autocast(dt.device.type, enabled=False):
+        eigenvalues = [one.eigenvalues() for one in operators if isinstance(one, KoopmanOperator)]
+        shapes = [alpha.shape for alpha, _ in eigenvalues]
+        exact = torch.promote_types(eigenvalues[0][0].dtype, torch.float32)
+        alpha, beta = (
+            torch.cat([part.flatten() for part in parts]).to(exact)
+            for parts in zip(*eigenvalues, strict=True)
+        )
+        dt = dt.to(exact)[:, None]
+        scale, angle = torch.exp(alpha * dt), beta * dt
+        cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
+    sizes = [shape.numel() for shape in shapes]
     return [
-        (cosine.unflatten(1, shape), sine.unflatten(1, shape))
-        for cosine, sine, shape in zip(*parts, shapes, strict=True)
+        (real.unflatten(1, shape), imaginary.unflatten(1, shape))
+        for real, imaginary, shape in zip(
+            cosine.split(sizes, dim=1), sine.split(sizes, dim=1), shapes, strict=True
+        )
     ]
 
 

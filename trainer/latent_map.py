@@ -17,6 +17,10 @@ class DenseMap(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return nn.functional.linear(z, self.weight, self.bias)
 
+    def dense(self) -> DenseMap:
+        """The same map as one matrix."""
+        return self
+
     def penalties(self) -> dict[str, Tensor]:
         """A dense map has none."""
         return {}
@@ -50,6 +54,14 @@ class FactorisedMap(nn.Module):
             modes = torch.complex(*(z.to(part.dtype) @ part.T for part in self.right)) * eigenvalues
             mapped = modes.real @ self.left[0].T - modes.imag @ self.left[1].T + self.bias
         return mapped.to(z.dtype)
+
+    def dense(self) -> DenseMap:
+        """The same map as one matrix."""
+        made = DenseMap(len(self.bias)).to(self.bias)
+        with torch.no_grad():
+            made.weight.copy_(self(torch.eye(len(self.bias)).to(self.bias)).T - self.bias[:, None])
+            made.bias.copy_(self.bias)
+        return made
 
     def penalties(self) -> dict[str, Tensor]:
         """'inverse': (|QP - I|^2 + |PQ - I|^2) / d; 'modulus': the mean of (1 - |L|)^2."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +91,12 @@ class OnnxModel:
             raise InputError(f"{path}: not a readable ONNX model ({first_line(error)})") from None
         inputs = {value.name: value.shape[1:] for value in self._session.get_inputs()}
         outputs = [value.name for value in self._session.get_outputs()]
-        shape, labels = inputs.get(NOISE, []), inputs.get(LABELS, [0])
-        sizes = [*shape, *labels]
-        if (
-            not inputs.keys() <= {NOISE, LABELS}
-            or outputs != [IMAGES]
-            or (len(shape), len(labels)) != (3, 1)
-            or not all(isinstance(size, int) for size in sizes)
-        ):
-            raise InputError(
-                f"{path}: inputs {inputs}, outputs {outputs}; accepted: '{NOISE}' (N, C, H, W), '{LABELS}' "
-                f"(N, classes) of a conditional model, and '{IMAGES}', as hkdpipe evaluate exports them"
-            )
-        self.image_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
-        self.label_dim: int = labels[0]
+        if outputs != [IMAGES]:
+            raise InputError(f"{path}: outputs {outputs}; accepted: '{IMAGES}', as hkdpipe evaluate exports")
+        try:
+            self.image_shape, self.label_dim = image_shape_and_classes(inputs)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from None
 
     def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (N, C, H, W) from unit noise and one-hot labels (N, label_dim), as a student's `sample`."""
@@ -117,6 +109,24 @@ class OnnxModel:
         if images.shape != noise.shape:
             raise InputError(f"{self._path}: gives {images.shape} for noise of {tuple(noise.shape)}")
         return torch.from_numpy(images)
+
+
+def image_shape_and_classes(inputs: Mapping[str, Sequence[Any]]) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) and the number of classes (0 without) of a program, by the sizes of its inputs but for N.
+
+    ValueError where they are not those of one-step sampling.
+    """
+    shape, labels = inputs.get(NOISE, []), inputs.get(LABELS, [0])
+    if (
+        not inputs.keys() <= {NOISE, LABELS}
+        or (len(shape), len(labels)) != (3, 1)
+        or not all(type(size) is int for size in [*shape, *labels])
+    ):
+        raise ValueError(
+            f"inputs {dict(inputs)}; accepted: '{NOISE}' (N, C, H, W), and '{LABELS}' (N, classes) of a "
+            "conditional model, as hkdpipe evaluate exports them"
+        )
+    return (shape[0], shape[1], shape[2]), labels[0]
 
 
 def _program(model: Student) -> torch.export.ExportedProgram:

@@ -536,11 +536,8 @@ CASES = {
     "a teacher as model": Case(
         f"{SAMPLE} teacher", 3, r"teacher/config\.json: not the configuration of a model; methods: hkd.*"
     ),
-    "a program of torch's": Case(
-        f"{SAMPLE} model.pt2",
-        2,
-        r"model\.pt2: programs of torch\.export are not read, .*",
-        write("model.pt2", ""),
+    "not a program of torch's": Case(
+        f"{SAMPLE} model.pt2", 3, r"model\.pt2: not a readable program .*", write("model.pt2", "program")
     ),
     "not an ONNX model": Case(
         f"{SAMPLE} model.onnx", 3, r"model\.onnx: not a readable ONNX model .*", write("model.onnx", "onnx")

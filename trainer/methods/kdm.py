@@ -6,7 +6,7 @@ from the first and the last state of trajectories alone, with networks of its ow
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,14 @@ class KDM(Student):
         if self.control is not None and labels is not None:
             z = z + self.control(labels.to(self.dtype))
         return z
+
+    def folded(self) -> Self:
+        """With its map as one matrix, and without the networks that sampling does not need."""
+        model = super().folded()
+        model.map = self.map.dense()
+        model.discriminator = None
+        del model.image_encoder
+        return model.requires_grad_(False)
 
     def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The end of the trajectory that starts at x, at sigma_max whatever `sigma` says."""

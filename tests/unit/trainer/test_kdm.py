@@ -33,6 +33,17 @@ def kdm(network: PreconditionedUNet, randomise: Randomise, **changes: Any) -> KD
     return student
 
 
+def test_folded_student_has_one_matrix(network: PreconditionedUNet, randomise: Randomise) -> None:
+    student = kdm(network, randomise, operator="factorised").eval()
+    folded, noise = student.folded(), torch.randn(3, 1, 8, 8)
+    assert isinstance(folded.map, DenseMap)
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    assert isinstance(student.map, FactorisedMap), "the student itself stays as it is"
+    torch.testing.assert_close(folded.sample(noise), student.sample(noise), rtol=1e-12, atol=1e-12)
+    counts = [sum(map(torch.numel, model.parameters())) for model in (folded, student)]
+    assert counts[0] < 0.8 * counts[1]
+
+
 def conditional(arch: Architecture) -> PreconditionedUNet:
     return PreconditionedUNet(dataclasses.replace(arch, label_dim=3))
 
@@ -70,6 +81,7 @@ def test_factorised_map_is_the_real_part_of_the_product(
     z = torch.randn(7, 5, dtype=torch.float64)
     expected = z.numpy() @ matrix.T + factorised.bias.detach().numpy()
     assert relative(factorised(z), torch.from_numpy(expected)) < 1e-13
+    assert relative(factorised.dense()(z), torch.from_numpy(expected)) < 1e-13
 
 
 def test_penalties_of_the_factorised_map(factorised: FactorisedMap) -> None:

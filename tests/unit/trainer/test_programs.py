@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.trainer.inert_program import InertProgram
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.kdm import KDM
@@ -65,6 +66,9 @@ def test_program_gives_the_same_images(model: Model, tmp_path: Path) -> None:
     for count in (1, 7):
         given = inputs(count)
         torch.testing.assert_close(program(*given), student.sample(*given), rtol=0, atol=1e-5)
+    read = InertProgram(tmp_path / "model.pt2", torch.device("cpu"))
+    assert (read.image_shape, read.label_dim) == (student.image_shape, student.label_dim)
+    assert torch.equal(read.sample(*given), program(*given))
 
 
 def test_onnx_gives_the_same_images(model: Model, tmp_path: Path) -> None:
