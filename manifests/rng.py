@@ -22,6 +22,11 @@ from hkdpipe.manifests.errors import UsageError
 Indices = Sequence[int] | NDArray[np.integer]
 
 _WORD = 2**64
+_FEW = 16
+"""Words of an index up to which those of all indices are made at once."""
+_ROUNDS = 10
+_FACTORS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+_KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _LN2 = 0.6931471805599453
 _HALF_PI = 1.5707963267948966
 _SQRT_HALF = 0.7071067811865476
@@ -36,15 +41,13 @@ def raw(seed: int, purpose: str, index: int, count: int) -> NDArray[np.uint64]:
 
     UsageError for a seed outside of 0 … 2**64 - 1, ValueError for such an index.
     """
-    if not 0 <= seed < _WORD:
-        raise UsageError(f"seed: got {seed}; accepted: an integer from 0 to 2**64 - 1")
     if not 0 <= index < _WORD:
         raise ValueError(f"index {index} is not in 0 … 2**64 - 1")
-    code = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    key = _key(seed, purpose)
     # numpy adds one to the counter before it makes the first block.
     before = (index * 2**128 - 1) % 2**256
     counter = np.array([(before >> shift) % _WORD for shift in (0, 64, 128, 192)], dtype=np.uint64)
-    generator = np.random.Philox(key=np.array([seed, code], dtype=np.uint64), counter=counter)
+    generator = np.random.Philox(key=key, counter=counter)
     return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
@@ -85,11 +88,59 @@ def permutation(seed: int, purpose: str, index: int, n: int) -> NDArray[np.int64
     return np.argsort(raw(seed, purpose, index, n), kind="stable").astype(np.int64)
 
 
+def _key(seed: int, purpose: str) -> NDArray[np.uint64]:
+    if not 0 <= seed < _WORD:
+        raise UsageError(f"seed: got {seed}; accepted: an integer from 0 to 2**64 - 1")
+    code = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    return np.array([seed, code], dtype=np.uint64)
+
+
 def _words(seed: int, purpose: str, indices: Indices, count: int) -> NDArray[np.uint64]:
+    """The first `count` words of every index, (N, count)."""
+    numbers = np.asarray(indices)
+    if 0 < count <= _FEW and numbers.dtype.kind in "iu" and not (numbers < 0).any():
+        blocks = -(-count // 4)
+        of_each = np.repeat(numbers.astype(np.uint64), blocks)
+        block = np.tile(np.arange(blocks, dtype=np.uint64), len(numbers))
+        return _philox(_key(seed, purpose), block, of_each).reshape(-1, 4 * blocks)[:, :count]
     words = np.empty((len(indices), count), dtype=np.uint64)
     for row, index in enumerate(indices):
         words[row] = raw(seed, purpose, int(index), count)
     return words
+
+
+def _philox(
+    key: NDArray[np.uint64], block: NDArray[np.uint64], index: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """The four words of each counter index * 2**128 + block, (N, 4).
+
+    For few words of many indices, where numpy's generator would have to be made anew for each.
+    """
+    nothing = np.zeros_like(block)
+    words = [block, nothing, index, nothing]
+    for number in range(_ROUNDS):
+        # In integers of Python's, since numpy warns of a scalar that overflows.
+        keys = [(int(one) + number * step) % _WORD for one, step in zip(key, _KEY_STEPS, strict=True)]
+        (high, low), (other_high, other_low) = (
+            _product(factor, word) for factor, word in zip(_FACTORS, words[::2], strict=True)
+        )
+        words = [
+            other_high ^ words[1] ^ np.uint64(keys[0]),
+            other_low,
+            high ^ words[3] ^ np.uint64(keys[1]),
+            low,
+        ]
+    return np.stack(words, axis=1)
+
+
+def _product(factor: int, words: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The upper and the lower 64 bits of factor * words, by halves of 32."""
+    half, mask = np.uint64(32), np.uint64(2**32 - 1)
+    a, b = np.uint64(factor >> 32), np.uint64(factor % 2**32)
+    c, d = words >> half, words & mask
+    middle = a * d + (b * d >> half)
+    other = b * c + (middle & mask)
+    return a * c + (middle >> half) + (other >> half), words * np.uint64(factor)
 
 
 def _unit(words: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -114,6 +114,7 @@ def train(config: Config, archive: Path | str, out: Path, work: Work, run: RunDi
             world=work.world,
             reporter=work.reporter,
             stop=work.stop,
+            evaluation=config.evaluation,
         )
 
     return work.perform("training", out, run, call)

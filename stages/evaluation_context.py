@@ -57,21 +57,11 @@ class Context:
         return len(self.archive.sigmas) - 1 if self.student.between else 1
 
     def noise(self, start: int, stop: int) -> Tensor:
-        """The evaluation's unit noise, which no archive and no other sampling uses."""
-        if self.settings.edm_seeds:
-            generators = edm_generators(self.settings.seed, range(start, stop), self.device)
-            return following_noise(generators, self.student.image_shape, torch.float32)
-        values = rng.unit_noise(
-            self.settings.seed, "evaluation", range(start, stop), self.student.image_shape
-        )
-        return torch.from_numpy(values).to(self.device)
+        return starting_noise(self.settings, start, stop, self.student.image_shape, self.device)
 
     def classes(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """The classes (N,) asked for with that noise, drawn of those trained on; None without classes."""
-        known = self.archive.plan.classes
-        if not known:
-            return None
-        return rng.choice(self.settings.seed, "evaluation-labels", range(start, stop), known)
+        return asked_classes(self.settings, start, stop, self.archive.plan.classes)
 
     def told(self, classes: NDArray[np.int64] | None) -> Tensor | None:
         """Class numbers as the networks take them."""
@@ -89,3 +79,23 @@ class Context:
         """The teacher's sampler that made the archive, and its network evaluations."""
         steps = self.archive.plan.sampler["steps"]
         return functools.partial(self.teacher_images, steps=steps), evaluations(steps, self.solver)
+
+
+def starting_noise(
+    settings: EvaluationSettings, start: int, stop: int, shape: tuple[int, int, int], device: torch.device
+) -> Tensor:
+    """The evaluation's unit noise of these images, which no archive and no other sampling uses."""
+    if settings.edm_seeds:
+        generators = edm_generators(settings.seed, range(start, stop), device)
+        return following_noise(generators, shape, torch.float32)
+    values = rng.unit_noise(settings.seed, "evaluation", range(start, stop), shape)
+    return torch.from_numpy(values).to(device)
+
+
+def asked_classes(
+    settings: EvaluationSettings, start: int, stop: int, known: tuple[int, ...]
+) -> NDArray[np.int64] | None:
+    """The classes (N,) asked for of these images, drawn of those known; None without classes."""
+    if not known:
+        return None
+    return rng.choice(settings.seed, "evaluation-labels", range(start, stop), known)

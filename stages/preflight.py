@@ -26,5 +26,5 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
     check_exports(evaluation.exports)
     if training.tensorboard:
         check_events_can_be_written()
-    if DISTRIBUTION & set(evaluation.metrics):
+    if DISTRIBUTION & set(evaluation.metrics) or training.fd_images:
         load_features(evaluation.features, evaluation.inception, shape, torch.device("cpu"))

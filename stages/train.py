@@ -19,6 +19,8 @@ from hkdpipe.manifests.order import rank_slice
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.reporting import Reporter, Summary
+from hkdpipe.stages.running_distance import RunningDistance
+from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.stages.watching import Watch
 from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
 from hkdpipe.trainer.distributed import connected, sum_over_processes
@@ -45,12 +47,13 @@ def train(
     world: World,
     reporter: Reporter,
     stop: Callable[[], bool],
+    evaluation: EvaluationSettings | None = None,
 ) -> Summary:
     """Train in `out` (checkpoints/, metrics.csv) until the budget is seen, from where it was interrupted.
 
-    `options` are the settings of the method's own section, None where it has none. Every process of `world`
-    calls this with the same arguments. Raises UsageError where `out` holds another training or the archive is
-    another teacher's.
+    `options` are the settings of the method's own section, None where it has none; `evaluation` are those of
+    the distance that training.fd_images asks for. Every process of `world` calls this with the same
+    arguments. Raises UsageError where `out` holds another training or the archive is another teacher's.
     """
     rank_slice(0, training.batch_size, world.rank, world.size)  # refuses a batch that cannot be divided
     loaded = load_teacher(teacher, device)
@@ -72,8 +75,19 @@ def train(
             did_nothing = state.seen >= training.budget
             replaced = 0
             if not did_nothing:
-                with closing(Reader(trajectories, training, reporter.line)) as reading:
-                    _fit(state, reading, distance, identity, out, world, device, reporter, stop, check_owned)
+                running = None
+                if training.fd_images and world.first:
+                    measured = evaluation or EvaluationSettings()
+                    running = RunningDistance(trajectories, measured, training.fd_images, device)
+                with closing(Reader(trajectories, training, reporter.line)) as reading, ExitStack() as stack:
+                    callbacks = Callbacks(stop)
+                    if world.first:
+                        advance = stack.enter_context(
+                            reporter.phase("training", training.budget, "trajectories", state.seen)
+                        )
+                        watch = Watch(out, reading, state.seen, device, reporter, advance, running)
+                        callbacks = _watching(stack.enter_context(closing(watch)), stop, check_owned)
+                    _fit(state, reading, distance, identity, out, world, device, callbacks)
                 replaced = sum_over_processes(reading.replaced(state.seen), world)
     checkpoint = checkpoints(out / "checkpoints")[-1]
     trained_on = len(trajectories) - training.validation
@@ -239,9 +253,7 @@ def _fit(
     out: Path,
     world: World,
     device: torch.device,
-    reporter: Reporter,
-    stop: Callable[[], bool],
-    check_owned: Callable[[], None],
+    callbacks: Callbacks,
 ) -> None:
     archive, training = reading.archive, reading.training
     loop = LoopSettings(
@@ -263,37 +275,35 @@ def _fit(
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         return state.model.loss(module, batch.to(device), distance, training, progress)
 
-    with ExitStack() as stack:
-        callbacks = Callbacks(stop)
-        if world.first:
-            advance = stack.enter_context(
-                reporter.phase("training", training.budget, "trajectories", state.seen)
-            )
-            watch = stack.enter_context(closing(Watch(out, reading, state.seen, device, reporter, advance)))
+    about = {
+        "identity": identity,
+        "model": state.model.config(),
+        "validation": training.validation,
+        "classes": list(archive.plan.classes),
+        "world_size": world.size,
+        "torch": torch.__version__,
+    }
+    fit(
+        state,
+        lambda start, end: read_batch(reading, start, end),
+        loss,
+        loop,
+        out / "checkpoints",
+        about,
+        callbacks,
+        world,
+    )
 
-            def log(seen: int, values: dict[str, float]) -> None:
-                check_owned()
-                watch.log(seen, values)
 
-            def score(state: TrainingState[Student]) -> float | None:
-                check_owned()
-                return watch.score(state)
+def _watching(watch: Watch, stop: Callable[[], bool], check_owned: Callable[[], None]) -> Callbacks:
+    """What the loop calls in the process that writes; it stops where the folder is another one's now."""
 
-            callbacks = Callbacks(stop, log, score, check_owned)
-        fit(
-            state,
-            lambda start, end: read_batch(reading, start, end),
-            loss,
-            loop,
-            out / "checkpoints",
-            {
-                "identity": identity,
-                "model": state.model.config(),
-                "validation": training.validation,
-                "classes": list(archive.plan.classes),
-                "world_size": world.size,
-                "torch": torch.__version__,
-            },
-            callbacks,
-            world,
-        )
+    def log(seen: int, values: dict[str, float]) -> None:
+        check_owned()
+        watch.log(seen, values)
+
+    def score(state: TrainingState[Student]) -> float | None:
+        check_owned()
+        return watch.score(state)
+
+    return Callbacks(stop, log, score, check_owned)

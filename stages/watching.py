@@ -14,6 +14,7 @@ from hkdpipe.stages.metrics_log import MetricsLog
 from hkdpipe.stages.pictures import beside, grid
 from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.reporting import Advance, Reporter
+from hkdpipe.stages.running_distance import RunningDistance
 from hkdpipe.trainer.checkpoint import TrainingState
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.loss import Batch
@@ -25,7 +26,7 @@ _PICTURED = 16
 
 
 class Watch:
-    """metrics.csv, validation.csv and TensorBoard's events of a training in `out`, as the loop calls for."""
+    """The tables (.csv) and TensorBoard's events of a training in `out`, as the loop calls for."""
 
     def __init__(
         self,
@@ -35,12 +36,15 @@ class Watch:
         device: torch.device,
         reporter: Reporter,
         advance: Advance,
+        distance: RunningDistance | None = None,
     ) -> None:
-        """Goes on at `seen`; what was written of later steps is dropped."""
+        """Goes on at `seen`; what was written of later steps is dropped. `distance` is measured, too."""
         self._reading, self._device, self._reporter, self._advance = reading, device, reporter, advance
         self._held_out = held_out(reading, device)
         self._metrics = MetricsLog(out / "metrics.csv", seen)
         self._validation = MetricsLog(out / "validation.csv", seen)
+        self._distance = distance
+        self._distances = MetricsLog(out / "distance.csv", seen)
         self._events = Events(out / "tensorboard", seen) if reading.training.tensorboard else None
 
     def close(self) -> None:
@@ -58,6 +62,8 @@ class Watch:
 
     def score(self, state: TrainingState[Student]) -> float | None:
         """The one-step error of the averaged weights, or None; all that is measured of them is written."""
+        if self._distance is not None:
+            self._measure_distance(state, self._distance)
         if self._held_out is None:
             return None
         values, images = validate(state.ema, self._held_out)
@@ -73,6 +79,15 @@ class Watch:
             f"{values['mse']:.4f}"
         )
         return values["mse"]
+
+    def _measure_distance(self, state: TrainingState[Student], distance: RunningDistance) -> None:
+        values = {distance.metric: distance(state.ema)}
+        self._distances.append(state.seen, values)
+        if self._events is not None:
+            self._events.scalars("distance", state.seen, values)
+        self._reporter.line(
+            f"after {state.seen:,} trajectories: {distance.metric} {values[distance.metric]:.2f}"
+        )
 
 
 @torch.inference_mode()

@@ -141,6 +141,13 @@ class TrainingSettings:
     checkpoint_minutes: float = setting(
         15.0, "minutes between checkpoints, if that is sooner; 0: any", minimum=0.0, kind="operational"
     )
+    fd_images: int = setting(
+        0,
+        "images of which the Frechet distance is measured at every checkpoint, for distance.csv, with the "
+        "features and the reference of [evaluation]; 0: not",
+        minimum=0,
+        kind="operational",
+    )
     keep_checkpoints: int = setting(
         2, "newest checkpoints kept, beside the best", minimum=1, kind="operational"
     )

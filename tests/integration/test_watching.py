@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from commands import called
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import TRAINING, Inputs, train_tiny
+from tiny import EVALUATION, TRAINING, Inputs, evaluate_tiny, train_tiny
 
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.trainer.checkpoint import checkpoints
@@ -61,6 +62,29 @@ def test_events_hold_what_the_tables_hold_also_after_going_back(inputs: Inputs, 
             for name, values in table.items():
                 assert groups[group][name] == pytest.approx(values, rel=1e-6)
         assert pictures == validation["seen"]
+
+
+@pytest.mark.parametrize("kind", ["inputs", "conditional"])
+def test_distance_is_that_of_an_evaluation(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """With as many samples; and going back leaves no trace in it."""
+    inputs: Inputs = request.getfixturevalue(kind)
+    training = dataclasses.replace(WATCHED, fd_images=EVALUATION.samples)
+    made = Inputs(tmp_path / "made", inputs.label_dim)
+    shutil.copytree(inputs.teacher, made.teacher)
+    shutil.copytree(inputs.archive(), made.archive())
+    train_tiny(made, made.training, training=training)
+    table = made.training / "distance.csv"
+    found, text = columns(table), table.read_text()
+    assert found["seen"] == [12.0, 24.0, 36.0, 48.0]
+    assert len(set(found["fd_digits"])) == 4
+    evaluate_tiny(made, tmp_path / "evaluation")
+    rows = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["rows"]
+    assert found["fd_digits"][-1] == pytest.approx(rows[0]["fd_digits"], rel=1e-6)
+    assert shown(made.training)[0]["distance"]["fd_digits"] == pytest.approx(found["fd_digits"], rel=1e-6)
+    for path in checkpoints(made.training / "checkpoints")[-2:]:
+        shutil.rmtree(path)
+    train_tiny(made, made.training, training=training)
+    assert table.read_text() == text
 
 
 def test_events_need_their_package(

@@ -103,7 +103,7 @@ def generate_tiny(inputs: Inputs, out: Path, form: str = "zarr") -> None:
 def train_tiny(inputs: Inputs, out: Path, form: str = "zarr", training: TrainingSettings = TRAINING) -> None:
     archive = inputs.archive(form)
     options = OPTIONS[training.method]
-    train(str(inputs.teacher), archive, out, training, options, world=World(), **WORK)
+    train(str(inputs.teacher), archive, out, training, options, world=World(), evaluation=EVALUATION, **WORK)
 
 
 def evaluate_tiny(inputs: Inputs, out: Path) -> None:

@@ -116,7 +116,7 @@ def test_logarithm_and_circle_at_the_edges() -> None:
 
 def test_logarithm_is_finite_for_every_word(monkeypatch: pytest.MonkeyPatch) -> None:
     for word in (0, M - 1):
-        monkeypatch.setattr(rng, "raw", lambda *_, w=word: np.full(2, w, dtype=np.uint64))
+        monkeypatch.setattr(rng, "_words", lambda *_, w=word: np.full((1, 2), w, dtype=np.uint64))
         assert np.isfinite(rng.normal(0, "n", [0], 2)).all()
 
 
@@ -148,7 +148,7 @@ def test_choice_takes_a_value_by_the_first_word(values: range | tuple[int, ...])
 def test_choice_is_uniform_and_never_beyond_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.bincount(rng.choice(0, "labels", range(20_000), range(10)), minlength=10)
     assert stats.chisquare(counts).pvalue > 1e-3
-    monkeypatch.setattr(rng, "raw", lambda *_: np.full(1, M - 1, dtype=np.uint64))
+    monkeypatch.setattr(rng, "_words", lambda *_: np.full((1, 1), M - 1, dtype=np.uint64))
     for n in (1, 3, 10, 1000):
         assert rng.choice(0, "labels", [0], range(n)).tolist() == [n - 1]
 
@@ -168,3 +168,13 @@ def test_permutation() -> None:
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(1000))
     assert order.tolist() != rng.permutation(1, "order", 1, 1000).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 16, 17])
+def test_words_of_many_indices_are_those_of_each(count: int) -> None:
+    """A few are made for all at once, by arithmetic of our own; numpy's generator says which."""
+    indices = np.array([0, 1, 2, 3, 12345, 2**32 - 1, 2**32, 2**63, 2**64 - 1], dtype=np.uint64)
+    for seed in (0, 2**64 - 1):
+        expected = np.stack([rng.raw(seed, "times", int(index), count) for index in indices])
+        found = rng.uniform(seed, "times", indices, count)
+        assert np.array_equal(found, (expected >> np.uint64(11)) * 2.0**-53)
