@@ -250,7 +250,7 @@ def test_damaged_files_give_one_line_or_images(written: Path, tmp_path: Path) ->
             InertProgram(path, CPU).sample(torch.zeros(2, 1, 8, 8))
             continue
         refused += 1
-    assert refused > 30
+    assert refused > 20
     whole = written.read_bytes()
     for size in generator.sample(range(len(whole)), 10):
         path.write_bytes(whole[:size])
