@@ -152,7 +152,7 @@ def test_a_dry_run_writes_nothing(slurm: Slurm, hkdpipe: Hkdpipe) -> None:
     assert "#SBATCH --nodes=4\n" in ran.out
     assert ran.out.count("#SBATCH --time=9:00\n") == 3
     assert f"# sbatch --parsable --dependency=afterok:JOB-OF-GENERATION {X}/training.sh" in ran.out
-    size = "16,384 trajectories x 19 states x 128 B = 39.8 MB, in 16 shards"
+    size = "14,336 trajectories x 19 states x 128 B = 34.9 MB, in 14 shards"
     assert ran.out.startswith(f"# archive: {size}\n\n# {X}/generation.sh\n")
     assert not Path("x").exists()
     assert slurm.submitted == []
