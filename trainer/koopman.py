@@ -86,12 +86,10 @@ Operators = Sequence[KoopmanOperator] | Sequence[FixedPropagator]
 
 
 def evolve(operators: Operators, z: Sequence[Tensor], dt: Tensor, constant: bool = False) -> list[Tensor]:
-    """exp(A dt) z of tensors z (N, C, H, W), each with its operator, and dt (N,) or (1,).
+    """exp(A dt) z of one or more tensors z (N, C, H, W), each with its operator, and dt (N,) or (1,).
 
     In float32 or better, whatever the autocast. `constant`: no gradient reaches the operators.
     """
-    if not operators:
-        return []
     with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
         found = propagators(operators, dt)
     return [evolved(tensor, *parts) for tensor, parts in zip(z, found, strict=True)]
@@ -128,7 +126,10 @@ def propagators(operators: Operators, dt: Tensor) -> list[tuple[Tensor, Tensor]]
 
 def evolved(z: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """exp(A dt) z from a propagator's parts; computed in their type and returned in that of z."""
-    found: Tensor = _Evolved.apply(z.to(cosine.dtype), cosine, sine)
+    exact = z.to(cosine.dtype)
+    if not torch.is_grad_enabled():
+        return _rotated(exact, cosine, sine).to(z.dtype)
+    found: Tensor = _Evolved.apply(exact, cosine, sine)
     return found.to(z.dtype)
 
 

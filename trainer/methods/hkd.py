@@ -91,9 +91,12 @@ class HKD(Student):
     ) -> list[Tensor]:
         """exp(A (tau(stop) - tau(start))) z, noise levels (N,) or (1,); `constant`: without gradient in A."""
         operators = cast(Operators, list(self.koopman.values()))
+        if not operators:
+            return list(z)
         numbers, found = [int(name) for name in self.koopman], list(z)
         evolving = [z[number] for number in numbers]
-        dt = self.tau(stop) - self.tau(start)
+        # What is folded knows its dt.
+        dt = start if isinstance(operators[0], FixedPropagator) else self.tau(stop) - self.tau(start)
         for number, tensor in zip(numbers, evolve(operators, evolving, dt, constant), strict=True):
             found[number] = tensor
         return found
