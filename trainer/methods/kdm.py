@@ -70,7 +70,7 @@ class KDM(Student):
     def folded(self) -> Self:
         """With its map as one matrix, and without the networks that sampling does not need."""
         model = super().folded()
-        model.map = self.map.dense()
+        model.map = model.map.dense()
         model.discriminator = None
         del model.image_encoder
         return model.requires_grad_(False)

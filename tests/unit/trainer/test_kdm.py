@@ -44,6 +44,18 @@ def test_folded_student_has_one_matrix(network: PreconditionedUNet, randomise: R
     assert counts[0] < 0.8 * counts[1]
 
 
+@pytest.mark.parametrize("operator", ["dense", "factorised"])
+def test_folding_leaves_the_student_as_it_is(
+    network: PreconditionedUNet, randomise: Randomise, operator: str
+) -> None:
+    """It may be in training: nothing of it is frozen, or shared with the folded one."""
+    student = kdm(network, randomise, operator=operator).requires_grad_(True)
+    folded = student.folded()
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    own = {id(parameter) for parameter in student.parameters()}
+    assert not own & {id(parameter) for parameter in folded.parameters()}
+
+
 def conditional(arch: Architecture) -> PreconditionedUNet:
     return PreconditionedUNet(dataclasses.replace(arch, label_dim=3))
 
