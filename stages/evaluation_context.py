@@ -57,11 +57,11 @@ class Context:
         return len(self.archive.sigmas) - 1 if self.student.between else 1
 
     def noise(self, start: int, stop: int) -> Tensor:
-        return starting_noise(self.settings, start, stop, self.student.image_shape, self.device)
+        return evaluation_noise(self.settings, start, stop, self.student.image_shape, self.device)
 
     def classes(self, start: int, stop: int) -> NDArray[np.int64] | None:
         """The classes (N,) asked for with that noise, drawn of those trained on; None without classes."""
-        return asked_classes(self.settings, start, stop, self.archive.plan.classes)
+        return evaluation_classes(self.settings, start, stop, self.archive.plan.classes)
 
     def told(self, classes: NDArray[np.int64] | None) -> Tensor | None:
         """Class numbers as the networks take them."""
@@ -81,7 +81,7 @@ class Context:
         return functools.partial(self.teacher_images, steps=steps), evaluations(steps, self.solver)
 
 
-def starting_noise(
+def evaluation_noise(
     settings: EvaluationSettings, start: int, stop: int, shape: tuple[int, int, int], device: torch.device
 ) -> Tensor:
     """The evaluation's unit noise of these images, which no archive and no other sampling uses."""
@@ -92,7 +92,7 @@ def starting_noise(
     return torch.from_numpy(values).to(device)
 
 
-def asked_classes(
+def evaluation_classes(
     settings: EvaluationSettings, start: int, stop: int, known: tuple[int, ...]
 ) -> NDArray[np.int64] | None:
     """The classes (N,) asked for of these images, drawn of those known; None without classes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hkdpipe.manifests.archive import Archive
 from hkdpipe.stages.distribution import quantised
-from hkdpipe.stages.evaluation_context import asked_classes, starting_noise
+from hkdpipe.stages.evaluation_context import evaluation_classes, evaluation_noise
 from hkdpipe.stages.reference import load_reference
 from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.trainer.features import load_features
@@ -43,8 +43,8 @@ class RunningDistance:
 
         def made(rows: NDArray[np.int64]) -> Tensor:
             numbers = int(rows[0]), int(rows[-1]) + 1
-            noise = starting_noise(self._settings, *numbers, folded.image_shape, self._device)
-            classes = asked_classes(self._settings, *numbers, self._archive.plan.classes)
+            noise = evaluation_noise(self._settings, *numbers, folded.image_shape, self._device)
+            classes = evaluation_classes(self._settings, *numbers, self._archive.plan.classes)
             labels = one_hot(classes, self._archive.plan.label_dim, self._device)
             return quantised(folded.sample(noise, labels).float())
 

@@ -117,7 +117,7 @@ def held_out(reader: Reader, device: torch.device) -> Batch | None:
         return None
     end = len(archive.sigmas) - 1
     numbers = sorted({0, end - 1})
-    states = torch.from_numpy(archive.read(indices, [*numbers, end])).float()
+    states = torch.from_numpy(archive.read(indices, [*numbers, end]))
     sigmas = torch.from_numpy(archive.sigmas[numbers]).float().expand(len(indices), -1)
     labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
     drawn = torch.tensor(numbers).expand(len(indices), -1)

@@ -11,7 +11,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,19 @@ _PLAIN: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
+# Whatever is not as torch writes it shows in one of these.
+_NOT_AS_WRITTEN = (
+    OSError,
+    zipfile.BadZipFile,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,  # of which RecursionError is one
+    MemoryError,
+)
+
+
 class _Unread(Exception):
     """Why a program is not accepted."""
 
@@ -86,7 +99,7 @@ class _Step:
     kwargs: dict[str, Any]
     results: tuple[Any, ...]
     """Names, or lists of names where an operator returns several tensors; None where one is not used."""
-    last: tuple[str, ...]
+    last: tuple[str, ...] = ()
     """Values that no later step needs."""
 
 
@@ -108,15 +121,9 @@ class InertProgram:
             raise InputError(f"{path}: {error}") from None
         except FileNotFoundError:
             raise InputError(f"{path}: no such model; accepted: a program of hkdpipe's export") from None
-        # Whatever is not as torch writes it shows in one of these.
-        except (OSError, zipfile.BadZipFile, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise self._unreadable(error) from None
-        except (RuntimeError, RecursionError, MemoryError) as error:
-            raise self._unreadable(error) from None
-
-    def _unreadable(self, error: Exception) -> InputError:
-        what = f"{type(error).__name__}: {first_line(error)}"
-        return InputError(f"{self._path}: not a readable program ({what})")
+        except _NOT_AS_WRITTEN as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{path}: not a readable program ({what})") from None
 
     def _read(self, graph_module: Any, tensors: _Tensors) -> None:
         graph = graph_module["graph"]
@@ -163,7 +170,6 @@ class InertProgram:
                     tuple(value for _, value, kind in arguments if kind == _POSITIONAL),
                     {key: value for key, value, kind in arguments if kind != _POSITIONAL},
                     results,
-                    (),
                 )
             )
         if self._output not in there:
@@ -282,12 +288,13 @@ def _flat(result: Any) -> list[str]:
 
 def _with_last_uses(steps: list[_Step], keep: set[str]) -> list[_Step]:
     """Every value is let go after the last step that needs it, as the memory of all would be too much."""
-    needed, planned = set(keep), []
+    needed = set(keep)
+    planned: list[_Step] = []
     for step in reversed(steps):
         used = {name for value in (*step.args, *step.kwargs.values()) for name in _names(value)}
         used.update(name for result in step.results for name in _flat(result))
         last = tuple(sorted(used - needed))
-        planned.append(_Step(step.operator, step.args, step.kwargs, step.results, last))
+        planned.append(replace(step, last=last))
         needed |= used
     return planned[::-1]
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 class KoopmanOperator(nn.Module):
@@ -66,11 +64,11 @@ class KoopmanOperator(nn.Module):
 
     def forward(self, z: Tensor, dt: Tensor) -> Tensor:
         """exp(A dt) z for z (N, C, H, W) and dt (N,) or (1,)."""
-        return evolve([self], [z], dt)[0]
+        return evolved(z, *propagators([self], dt)[0])
 
 
 class FixedPropagator(nn.Module):
-    """exp(A dt) of an operator for one dt, folded into constants; stands in the operator's place."""
+    """exp(A dt) of an operator for one dt, as constants; stands in the operator's place."""
 
     cosine: Tensor
     sine: Tensor
@@ -82,30 +80,14 @@ class FixedPropagator(nn.Module):
         self.register_buffer("sine", sine.detach().clone())
 
 
-Operators = Sequence[KoopmanOperator] | Sequence[FixedPropagator]
+def propagators(operators: Sequence[KoopmanOperator], dt: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Real and negative imaginary part of exp((alpha - i beta) dt), dt (N,) or (1,): (N, C/2, H, W) each.
 
-
-def evolve(operators: Operators, z: Sequence[Tensor], dt: Tensor, constant: bool = False) -> list[Tensor]:
-    """exp(A dt) z of one or more tensors z (N, C, H, W), each with its operator, and dt (N,) or (1,).
-
-    In float32 or better, whatever the autocast. `constant`: no gradient reaches the operators.
+    In float32 or better, whatever the autocast and the precision of the parameters; of one or more operators
+    at once, since each of them is small.
     """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-        found = propagators(operators, dt)
-    return [evolved(tensor, *parts) for tensor, parts in zip(z, found, strict=True)]
-
-
-def propagators(operators: Operators, dt: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Real and negative imaginary part of exp((alpha - i beta) dt), dt (N,): (N, C/2, H, W) each.
-
-    In float32 or better, whatever the autocast and the precision of the parameters; of all operators at once,
-    since each of them is small.
-    """
-    fixed = [(one.cosine, one.sine) for one in operators if isinstance(one, FixedPropagator)]
-    if fixed:
-        return fixed
     with torch.autocast(dt.device.type, enabled=False):
-        eigenvalues = [one.eigenvalues() for one in operators if isinstance(one, KoopmanOperator)]
+        eigenvalues = [operator.eigenvalues() for operator in operators]
         shapes = [alpha.shape for alpha, _ in eigenvalues]
         exact = torch.promote_types(eigenvalues[0][0].dtype, torch.float32)
         alpha, beta = (
@@ -126,43 +108,12 @@ def propagators(operators: Operators, dt: Tensor) -> list[tuple[Tensor, Tensor]]
 
 def evolved(z: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """exp(A dt) z from a propagator's parts; computed in their type and returned in that of z."""
-    exact = z.to(cosine.dtype)
-    if not torch.is_grad_enabled():
-        return _rotated(exact, cosine, sine).to(z.dtype)
-    found: Tensor = _Evolved.apply(exact, cosine, sine)
-    return found.to(z.dtype)
-
-
-class _Evolved(torch.autograd.Function):
-    """The same with a derivative by hand: autograd's own passes over the observables twice as often."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(z if ctx.needs_input_grad[1] else None, cosine, sine)
-        return _rotated(z, cosine, sine)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        z, cosine, sine = ctx.saved_tensors
-        # The transpose turns the other way.
-        of_z = _rotated(grad, cosine, sine, -1.0) if ctx.needs_input_grad[0] else None
-        if z is None:
-            return of_z, None, None
-        (real, imaginary), (of_real, of_imaginary) = z.chunk(2, dim=1), grad.chunk(2, dim=1)
-        of_cosine = torch.addcmul(of_real * real, of_imaginary, imaginary)
-        of_sine = torch.addcmul(of_real * imaginary, of_imaginary, real, value=-1.0)
-        return of_z, of_cosine.sum_to_size(cosine.shape), of_sine.sum_to_size(sine.shape)
-
-
-def _rotated(z: Tensor, cosine: Tensor, sine: Tensor, way: float = 1.0) -> Tensor:
-    """(cosine - i way sine) (real + i imaginary)."""
-    real, imaginary = z.chunk(2, dim=1)
+    real, imaginary = z.to(cosine.dtype).chunk(2, dim=1)
     parts = [
-        torch.addcmul(cosine * real, sine, imaginary, value=way),
-        torch.addcmul(cosine * imaginary, sine, real, value=-way),
+        torch.addcmul(cosine * real, sine, imaginary),
+        torch.addcmul(cosine * imaginary, sine, real, value=-1.0),
     ]
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1).to(z.dtype)
 
 
 def cosine_maps(count: int, height: int, width: int) -> Tensor:

@@ -20,9 +20,8 @@ from hkdpipe.manifests.errors import UsageError
 from hkdpipe.trainer.koopman import (
     FixedPropagator,
     KoopmanOperator,
-    Operators,
     evolution_time,
-    evolve,
+    evolved,
     propagators,
 )
 from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares, weighted_sum
@@ -90,16 +89,26 @@ class HKD(Student):
         self, z: Sequence[Tensor], start: Tensor, stop: Tensor, constant: bool = False
     ) -> list[Tensor]:
         """exp(A (tau(stop) - tau(start))) z, noise levels (N,) or (1,); `constant`: without gradient in A."""
-        operators = cast(Operators, list(self.koopman.values()))
-        if not operators:
-            return list(z)
-        numbers, found = [int(name) for name in self.koopman], list(z)
-        evolving = [z[number] for number in numbers]
-        # What is folded knows its dt.
-        dt = start if isinstance(operators[0], FixedPropagator) else self.tau(stop) - self.tau(start)
-        for number, tensor in zip(numbers, evolve(operators, evolving, dt, constant), strict=True):
-            found[number] = tensor
+        found = list(z)
+        for name, parts in self._propagators(start, stop, constant).items():
+            found[int(name)] = evolved(z[int(name)], *parts)
         return found
+
+    def _propagators(
+        self, start: Tensor, stop: Tensor, constant: bool = False
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """By the numbers of the tensors that evolve; of a folded model those that it holds."""
+        fixed, operators = {}, {}
+        for name, module in self.koopman.items():
+            if isinstance(module, FixedPropagator):
+                fixed[name] = module.cosine, module.sine
+            else:
+                operators[name] = cast(KoopmanOperator, module)
+        if not operators:
+            return fixed
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+            dt = self.tau(stop) - self.tau(start)
+            return dict(zip(operators, propagators([*operators.values()], dt), strict=True))
 
     def decode(self, z: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """D(z): images (N, C, H, W) from observables at the end; told one constant noise level."""
@@ -172,9 +181,7 @@ class HKD(Student):
             torch.tensor([sigma], dtype=self.dtype, device=self.device)
             for sigma in (self.sigma_max, self.sigma_min)
         )
-        dt = self.tau(end) - self.tau(start)
-        operators = cast(Operators, list(self.koopman.values()))
-        for name, parts in zip(self.koopman, propagators(operators, dt) if operators else [], strict=True):
+        for name, parts in self._propagators(start, end).items():
             model.koopman[name] = FixedPropagator(*parts)
         return model
 
