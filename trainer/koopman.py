@@ -86,6 +86,12 @@ def propagators(operators: Sequence[KoopmanOperator], dt: Tensor) -> list[tuple[
     In float32 or better, whatever the autocast and the precision of the parameters; of one or more operators
     at once, since each of them is small.
     """
+    # Trajectories are stored at a few noise levels: where nothing else is in the way (a gradient, waiting for
+    # a device, a graph of fixed shapes), each distinct dt has its exponentials and angles computed once.
+    if dt.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        dt, rows = torch.unique(dt, return_inverse=True)
+    else:
+        rows = None
     with torch.autocast(dt.device.type, enabled=False):
         eigenvalues = [operator.eigenvalues() for operator in operators]
         shapes = [alpha.shape for alpha, _ in eigenvalues]
@@ -97,6 +103,8 @@ def propagators(operators: Sequence[KoopmanOperator], dt: Tensor) -> list[tuple[
         dt = dt.to(exact)[:, None]
         scale, angle = torch.exp(alpha * dt), beta * dt
         cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
+        if rows is not None:
+            cosine, sine = cosine[rows], sine[rows]
     sizes = [shape.numel() for shape in shapes]
     return [
         (real.unflatten(1, shape), imaginary.unflatten(1, shape))

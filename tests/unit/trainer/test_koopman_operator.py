@@ -51,6 +51,17 @@ def test_evolution_is_the_matrix_exponential_of_the_block_matrix(
     assert relative(evolve(z, dt).detach(), expected) < tolerance
 
 
+@SHARINGS
+def test_each_distinct_time_is_computed_once_and_none_differs_by_a_bit(sharing: str) -> None:
+    """Where no gradient is asked for; of 31 rows, as vectorised loops treat the last ones apart."""
+    evolve = operator(torch.float32, sharing)
+    z, dt = torch.randn(31, 6, 3, 2), torch.tensor([0.3, -1.0, 0.0, -1.0, 0.3]).repeat(7)[:31]
+    with torch.no_grad():
+        found = evolve(z, dt)
+    assert torch.equal(found, evolve(z, dt))
+    assert torch.equal(found, torch.cat([evolve(*row) for row in zip(z.split(1), dt.split(1), strict=True)]))
+
+
 def test_parameters_per_location_and_per_channel() -> None:
     for sharing, shape in (("location", (3, 3, 2)), ("channel", (3, 1, 1))):
         made = KoopmanOperator(6, 3, 2, sharing)
