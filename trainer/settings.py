@@ -295,6 +295,9 @@ def check_without_states_between(training: TrainingSettings, reason: str) -> Non
     """Raises UsageError where a training needs states in between, of which `reason` says there are none."""
     if training.method != "hkd":
         return
-    for key, accepted in (("times", 1), ("latent_weight", 0)):
-        if (given := getattr(training, key)) > accepted:
+    for key, limit, accepted in (
+        ("times", 1, "1"),
+        ("latent_weight", 0, '0, with koopman.learns_from = "all"'),
+    ):
+        if (given := getattr(training, key)) > limit:
             raise UsageError(f"training.{key}: got {given}; accepted: {accepted}, as {reason}")

@@ -221,9 +221,8 @@ def test_last_state_is_read_where_the_consistency_needs_it(times: int) -> None:
 def test_consistency_needs_states_in_between() -> None:
     check_without_states_between(TrainingSettings(latent_weight=0.0), "there are none")
     check_without_states_between(TrainingSettings(method="kd"), "there are none")
-    with pytest.raises(
-        UsageError, match=r"training\.latent_weight: got 0\.5; accepted: 0, as there are none"
-    ):
+    told = r'latent_weight: got 0\.5; accepted: 0, with koopman\.learns_from = "all", as there are none'
+    with pytest.raises(UsageError, match=told):
         check_without_states_between(TrainingSettings(latent_weight=0.5), "there are none")
 
 
