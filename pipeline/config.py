@@ -19,6 +19,7 @@ from hkdpipe.trainer.settings import (
     KoopmanSettings,
     MethodSettings,
     TrainingSettings,
+    check_operators_learn,
     check_without_states_between,
 )
 
@@ -83,7 +84,7 @@ def validate(config: Config) -> None:
 
 
 def validate_run(config: Config) -> None:
-    """Refuse a training that the trajectories of the same configuration cannot serve."""
+    """Refuse a training that the rest of the same configuration cannot serve."""
     generation, training = config.generation, config.training
     if training.validation >= generation.count:
         raise UsageError(
@@ -92,6 +93,7 @@ def validate_run(config: Config) -> None:
         )
     if len(generation.stored_steps) == 2:
         check_without_states_between(training, "generation.store_steps leaves out all states in between")
+    check_operators_learn(training, config.koopman)
 
 
 def presets(folder: str = "presets") -> list[str]:

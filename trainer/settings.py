@@ -301,3 +301,11 @@ def check_without_states_between(training: TrainingSettings, reason: str) -> Non
     ):
         if (given := getattr(training, key)) > limit:
             raise UsageError(f"training.{key}: got {given}; accepted: {accepted}, as {reason}")
+
+
+def check_operators_learn(training: TrainingSettings, koopman: KoopmanSettings) -> None:
+    """Raises UsageError where the operators of a training of hkd would have nothing to learn from."""
+    if training.method != "hkd" or koopman.hierarchy == "none" or koopman.learns_from != "latent":
+        return
+    if not training.latent_weight:
+        raise UsageError("koopman.learns_from: got 'latent'; accepted with training.latent_weight = 0: 'all'")

@@ -28,7 +28,7 @@ from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares, 
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet, noise_label
 from hkdpipe.trainer.perceptual import Distance
-from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
+from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings, check_operators_learn
 
 COMPARED = 16
 """Trajectories of a step that take part in the latent consistency; of large batches one in so many."""
@@ -201,10 +201,7 @@ class HKD(Student):
 
         Raises UsageError where the operators would have nothing to learn from.
         """
-        if self.settings.learns_from == "latent" and len(self.koopman) and not training.latent_weight:
-            raise UsageError(
-                "koopman.learns_from: got 'latent'; accepted with training.latent_weight = 0: 'all'"
-            )
+        check_operators_learn(training, self.settings)
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
         groups: list[dict[str, Any]] = [
             {"params": networks, "lr": training.learning_rate, "weight_decay": training.weight_decay}

@@ -151,6 +151,10 @@ def test_refused_overrides(override: str, message: str) -> None:
             ["generation.store_steps=[0, 18]", "training.times=2"],
             "training.times: got 2; accepted: 1, as generation.store_steps leaves out all states in between",
         ),
+        (
+            ["training.latent_weight=0"],
+            "koopman.learns_from: got 'latent'; accepted with training.latent_weight = 0: 'all'",
+        ),
     ],
 )
 def test_what_a_run_would_refuse_may_serve_a_single_stage(overrides: list[str], message: str) -> None:
