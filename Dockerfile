@@ -1,5 +1,6 @@
 # hkdpipe with an NVIDIA GPU, or without one:
 #   docker build -t hkdpipe .
+#   mkdir -p runs && chmod a+rwx runs    # the container's user has the number 10001
 #   docker run --rm --gpus all -v "$PWD/runs:/data/runs" hkdpipe run --preset digits
 # Any image with Debian's or Ubuntu's packages and Python 3.11 or newer among them serves as the base; torch
 # brings its own CUDA libraries.

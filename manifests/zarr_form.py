@@ -2,7 +2,8 @@
 With a conditional teacher there is a second array, `labels`, one chunk for each shard.
 
 One trajectory is a chunk, one pipeline shard a Zarr shard. A shard file is the payloads of its trajectories,
-uncompressed in C order, each followed by the 4 bytes of its CRC-32C, then the index of the chunks.
+in C order and compressed where the plan has a codec, each followed by the 4 bytes of its CRC-32C, then the
+index of the chunks.
 """
 
 from __future__ import annotations

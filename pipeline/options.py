@@ -95,6 +95,12 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, as the last line, instead of tables."
 )
 
+teacher_option = click.option(
+    "--teacher",
+    metavar="TEACHER",
+    help="'digits', a teacher's folder, or EDM's .pkl, .pt or .pth: teacher.source.",
+)
+
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise."
 )

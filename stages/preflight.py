@@ -6,6 +6,7 @@ import torch
 
 from hkdpipe.stages.distribution import DISTRIBUTION
 from hkdpipe.stages.events import check_events_can_be_written
+from hkdpipe.stages.reference import check_reference
 from hkdpipe.stages.settings import EvaluationSettings
 from hkdpipe.trainer.features import load_features
 from hkdpipe.trainer.perceptual import backbone_file, check_perceptual
@@ -28,3 +29,4 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
         check_events_can_be_written()
     if DISTRIBUTION & set(evaluation.metrics) or training.fd_images:
         load_features(evaluation.features, evaluation.inception, shape, torch.device("cpu"))
+        check_reference(evaluation.reference)

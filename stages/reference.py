@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.archive import Archive
-from hkdpipe.manifests.errors import UsageError
+from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.settings import digest
 from hkdpipe.stages.pictures import to_uint8
 from hkdpipe.trainer.frechet import Statistics, holds_statistics, read_statistics
-from hkdpipe.trainer.images import load_images, load_labels
+from hkdpipe.trainer.images import BUILT_IN, load_images, load_labels
 
 ARCHIVE = "archive"
 """The name of the ends of an archive's trajectories as a reference."""
@@ -33,6 +33,12 @@ class Reference:
     images: Pixels | None = None
     labels: NDArray[np.int64] | None = None
     statistics: Statistics | None = None
+
+
+def check_reference(source: str) -> None:
+    """Raises InputError where nothing of that name is there; what it holds is not looked at."""
+    if source not in (ARCHIVE, *BUILT_IN) and not Path(source).exists():
+        raise InputError(f"evaluation.reference: {source}: missing")
 
 
 def load_reference(source: str, archive: Archive, shape: tuple[int, int, int]) -> Reference:

@@ -16,7 +16,9 @@ class TeacherSettings:
     """[teacher]"""
 
     source: str = setting(
-        "digits", "'digits': the teacher that ships with hkdpipe; or a folder made by train-teacher"
+        "digits",
+        "'digits': the teacher that ships with hkdpipe; a teacher's folder; EDM's snapshot (.pkl) or a state "
+        "dict (.pt, .pth)",
     )
     licence: str = setting(
         "",
@@ -163,8 +165,8 @@ class EvaluationSettings:
     )
     reference: str = setting(
         "digits",
-        "images to compare with: 'digits', a folder or .zip of pictures, an .npz of images or of EDM's "
-        "statistics (mu, sigma), or 'archive': the ends of its trajectories",
+        "images to compare with: 'digits' or 'digits-color', a folder or .zip of pictures, an .npz of images "
+        "or of EDM's statistics (mu, sigma), or 'archive': the ends of its trajectories",
     )
     metrics: tuple[str, ...] = setting(
         ("fd", "match", "speed"),

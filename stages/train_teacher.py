@@ -106,7 +106,7 @@ def _classes(data: str) -> NDArray[np.int64]:
     if classes is None:
         raise InputError(
             f"{data}: no classes to train with --conditional; accepted: 'digits', a folder whose subfolders "
-            "are the classes, an .npz file with an array 'labels'"
+            "are the classes, an .npz file with an array 'labels', a .zip with EDM's dataset.json"
         )
     counts = np.bincount(classes)
     if not counts.all():

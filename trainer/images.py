@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.trainer.colour import chroma_basis
 
+BUILT_IN = ("digits", "digits-color")
+"""Image sets that need no file."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -62,7 +64,7 @@ def load_labels(source: str) -> NDArray[np.int64] | None:
     subfolders are the classes, in the order of their names; a .zip has them in dataset.json, as EDM's do; an
     .npz in an array `labels`. Raises InputError for one that holds no class numbers.
     """
-    if source in ("digits", "digits-color"):
+    if source in BUILT_IN:
         return load_digits()[1]
     path = Path(source)
     if path.is_dir():

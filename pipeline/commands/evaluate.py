@@ -15,6 +15,7 @@ from hkdpipe.pipeline.options import (
     one_of_run_dir_and_out,
     opened,
     place,
+    teacher_option,
     work_options,
 )
 from hkdpipe.pipeline.progress import first_process, report
@@ -22,7 +23,7 @@ from hkdpipe.pipeline.work import working
 
 
 @click.command("evaluate", short_help="Stage 3: measure and export it.")
-@click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
+@teacher_option
 @click.option(
     "--archive",
     type=folder_or_url,

@@ -16,6 +16,7 @@ from hkdpipe.pipeline.options import (
     one_of_run_dir_and_out,
     opened,
     place,
+    teacher_option,
     work_options,
     worker_of,
 )
@@ -24,7 +25,7 @@ from hkdpipe.pipeline.work import working
 
 
 @click.command("generate-trajectories", short_help="Stage 1: an archive of trajectories.")
-@click.option("--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': teacher.source.")
+@teacher_option
 @click.option("--out", type=FOLDER, metavar="ARCHIVE", help="Archive to write, instead of a run directory.")
 @click.option("--format", "form", metavar="FORM", help="zarr or webdataset: generation.format.")
 @click.option(

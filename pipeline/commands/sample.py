@@ -39,7 +39,9 @@ class _Number(click.FloatRange):
     help="An export, its model.onnx or model.pt2, or a checkpoint: one-step samples.",
 )
 @click.option(
-    "--teacher", metavar="TEACHER", help="Teacher's folder or 'digits': samples of its own sampler."
+    "--teacher",
+    metavar="TEACHER",
+    help="'digits', a teacher's folder, or EDM's .pkl, .pt or .pth: samples of its own sampler.",
 )
 @click.option(
     "--out", type=FOLDER, metavar="DIR", required=True, help="Folder for the PNG grid and the .npz."

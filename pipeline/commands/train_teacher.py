@@ -51,7 +51,12 @@ def parse_settings(given: dict[str, str | bool | None]) -> TeacherTrainingSettin
 
 
 @click.command("train-teacher", short_help="Train an EDM teacher.")
-@click.option("--data", metavar="DATA", required=True, help="'digits', or a folder of pictures.")
+@click.option(
+    "--data",
+    metavar="DATA",
+    required=True,
+    help="'digits', 'digits-color', or a folder, .zip or .npz of pictures.",
+)
 @click.option(
     "--out",
     type=FOLDER,

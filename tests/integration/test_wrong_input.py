@@ -506,6 +506,11 @@ CASES = {
         r"evaluation\.reference: .*",
         picture((8, 8), "RGB"),
     ),
+    "no reference, said before anything is generated": Case(
+        "run --run-dir new --preset digits --set evaluation.reference=mine.npz",
+        3,
+        r"evaluation\.reference: mine\.npz: missing",
+    ),
     "too few pictures": Case(
         f"{EVALUATE} --set evaluation.reference=images.npz",
         2,
