@@ -172,6 +172,11 @@ def restore(path: Path, state: TrainingState[Any], saved: dict[str, Any]) -> Non
         state.optimizer.load_state_dict(optimizer)
     except Exception as error:  # unpickling what is something else raises anything
         raise InputError(f"{path / OPTIMIZER}: not the optimiser's state ({first_line(error)})") from None
+    # A fused step goes through memory: moments must lie there as their weights do now (`channels_last`).
+    for parameter, slots in state.optimizer.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)
     state.step, state.seen = saved["step"], saved["seen"]
     state.skipped = state.skipped.new_tensor(saved["skipped"])
     if state.loss_scale is not None:

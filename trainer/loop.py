@@ -87,7 +87,7 @@ class Callbacks:
     """log(seen, values)"""
     score: Callable[[TrainingState[Any]], float | None] = lambda state: None
     """How good the state is that a checkpoint is made of, the lower the better; None: not measured. It is
-    not asked before the first step."""
+    not asked before the first step, nor when a request to stop leaves little time."""
     check_owned: Callable[[], None] = lambda: None
     """Called before a checkpoint is put in place: raises where the folder is another process's now."""
 
@@ -155,12 +155,13 @@ def fit(
     saved_at, saved_when = -1, time.monotonic()
     with Background() as writer:
 
-        def save() -> None:
+        def save(scored: bool = True) -> None:
             nonlocal saved_at, saved_when
             if world.first and saved_at != state.seen:
                 writer.wait()
-                score = callbacks.score(state) if state.step else None
-                told = about if score is None else {**about, "score": score}
+                score = callbacks.score(state) if scored and state.step else None
+                good = score is not None and math.isfinite(score)
+                told = {**about, "score": score} if good else about
                 keep, check = settings.keep_checkpoints, callbacks.check_owned
                 writer.start(save_checkpoint, folder, snapshot(state), told, keep, check)
             saved_at, saved_when = state.seen, time.monotonic()
@@ -176,7 +177,7 @@ def fit(
             late = world.first and 0 < settings.checkpoint_minutes <= minutes
             stop, late = any_process([callbacks.stop(), late], world)
             if stop or late:
-                save()
+                save(scored=not stop)
             if stop:
                 writer.wait()
                 barrier(world)
@@ -242,7 +243,10 @@ def step(
     spoilt = ~(norm + terms["loss"]).isfinite()
     state.optimizer.found_inf = spoilt.float()  # type: ignore[attr-defined]
     state.optimizer.step()
-    state.skipped = torch.stack([state.skipped[0] + spoilt, (state.skipped[1] + 1) * spoilt])
+    skipped, in_a_row = state.skipped
+    # So many that they end the training are not forgotten before they are looked at.
+    goes_on = spoilt | (in_a_row >= settings.max_skipped)
+    state.skipped = torch.stack([skipped + spoilt, (in_a_row + 1) * goes_on])
     if state.loss_scale is not None:
         state.loss_scale.update(spoilt)
     for decay, average in state.averages.items():
