@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hkdpipe.trainer.networks.layers import GroupNorm
+from hkdpipe.trainer.precision import exact
 
 
 class PatchDiscriminator(nn.Module):
@@ -50,4 +51,4 @@ class PatchDiscriminator(nn.Module):
 
 def _surprise(logits: Tensor) -> Tensor:
     """-log sigmoid(logits), the mean over patches: (N,)."""
-    return F.softplus(-logits).mean(dim=(1, 2, 3))
+    return F.softplus(-exact(logits)).mean(dim=(1, 2, 3))

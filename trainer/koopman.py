@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hkdpipe.trainer.precision import exact
+
 
 class KoopmanOperator(nn.Module):
     """The generator A of one tensor (C, H, W): alpha and beta of C/2 pairs of channels.
@@ -95,12 +97,10 @@ def propagators(operators: Sequence[KoopmanOperator], dt: Tensor) -> list[tuple[
     with torch.autocast(dt.device.type, enabled=False):
         eigenvalues = [operator.eigenvalues() for operator in operators]
         shapes = [alpha.shape for alpha, _ in eigenvalues]
-        exact = torch.promote_types(eigenvalues[0][0].dtype, torch.float32)
         alpha, beta = (
-            torch.cat([part.flatten() for part in parts]).to(exact)
-            for parts in zip(*eigenvalues, strict=True)
+            exact(torch.cat([part.flatten() for part in parts])) for parts in zip(*eigenvalues, strict=True)
         )
-        dt = dt.to(exact)[:, None]
+        dt = dt.to(alpha.dtype)[:, None]
         scale, angle = torch.exp(alpha * dt), beta * dt
         cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
         if rows is not None:

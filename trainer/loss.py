@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hkdpipe.trainer.perceptual import Distance
+from hkdpipe.trainer.precision import exact
 from hkdpipe.trainer.settings import TrainingSettings
 
 
@@ -37,7 +38,7 @@ class Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
         for name in ("states", "ends"):
-            moved[name] = moved[name].to(torch.promote_types(moved[name].dtype, torch.float32))
+            moved[name] = exact(moved[name])
         return dataclasses.replace(self, **moved)
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -107,7 +108,7 @@ def image_terms(
 
     images and ends (N, C, H, W); share (N,) is what each adds to the sums, which are in float32 or better.
     """
-    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    images = exact(images)
     share = share.to(images)
     mse = weighted_sum(((images - ends.to(images)) ** 2).mean(dim=(1, 2, 3)), share)
     loss = training.mse_weight * mse_decay(progress, training.mse_decades) * mse

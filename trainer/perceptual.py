@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hkdpipe.manifests.errors import InputError, UsageError, first_line
 from hkdpipe.trainer.classifier import load_classifier
+from hkdpipe.trainer.precision import exact
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """distance(a, b) of images (N, C, H, W) in [-1, 1]: (N,), zero for equal ones."""
@@ -70,9 +71,8 @@ def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
     LPIPS (arXiv 1801.03924, equation 1) with all weights one. Features (N, C, H, W) a layer.
     """
-    exact = torch.promote_types(a[0].dtype, torch.float32)
     distances = [
-        (_unit(one.to(exact)) - _unit(other.to(exact))).square().sum(dim=1).mean(dim=(1, 2))
+        (_unit(exact(one)) - _unit(exact(other))).square().sum(dim=1).mean(dim=(1, 2))
         for one, other in zip(a, b, strict=True)
     ]
     return torch.stack(distances).sum(dim=0)

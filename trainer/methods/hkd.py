@@ -28,6 +28,7 @@ from hkdpipe.trainer.loss import Batch, distillation_loss, image_terms, shares, 
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet, noise_label
 from hkdpipe.trainer.perceptual import Distance
+from hkdpipe.trainer.precision import exact
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings, check_operators_learn
 
 COMPARED = 16
@@ -268,8 +269,8 @@ def latent_error(found: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """|found - target|^2 / |target|^2 of each tensor (N, C, H, W), the mean over tensors: (N,)."""
 
     def energy(tensor: Tensor) -> Tensor:
-        exact = torch.promote_types(tensor.dtype, torch.float32)
-        return tensor.to(exact).square().sum(dim=(1, 2, 3))
+        return tensor.square().sum(dim=(1, 2, 3))
 
-    errors = [energy(one - other) / energy(other) for one, other in zip(found, target, strict=True)]
+    pairs = ((exact(one), exact(other)) for one, other in zip(found, target, strict=True))
+    errors = [energy(one - other) / energy(other) for one, other in pairs]
     return torch.stack(errors).mean(dim=0)

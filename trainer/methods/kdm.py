@@ -20,6 +20,7 @@ from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.networks.unet import SongUNet
 from hkdpipe.trainer.perceptual import Distance
+from hkdpipe.trainer.precision import exact
 from hkdpipe.trainer.settings import KdmSettings, TrainingSettings
 
 
@@ -97,7 +98,7 @@ class KDM(Student):
         found = {
             "reconstructed": reconstructed,
             "generated": generated,
-            "latent": (z - reached).square().mean(dim=1),
+            "latent": (exact(z) - exact(reached)).square().mean(dim=1),
             **self.map.penalties(),
         }
         if self.discriminator is not None:

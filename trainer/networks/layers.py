@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from hkdpipe.trainer.precision import exact
+
 
 def _weight(shape: Sequence[int], fan_in: int, fan_out: int, scale: float) -> nn.Parameter:
     """Xavier-uniform initialisation, scaled."""
@@ -185,6 +187,5 @@ class UNetBlock(nn.Module):
         )
         q, k, v = parts.unbind(2)
         k = k / math.sqrt(k.shape[1])
-        exact = torch.promote_types(x.dtype, torch.float32)
-        weights = torch.einsum("ncq,nck->nqk", q.to(exact), k.to(exact)).softmax(dim=2).to(x.dtype)
+        weights = torch.einsum("ncq,nck->nqk", exact(q), exact(k)).softmax(dim=2).to(x.dtype)
         return self.proj(torch.einsum("nqk,nck->ncq", weights, v).reshape(x.shape))

@@ -218,6 +218,18 @@ def test_loss_is_the_sum_written_out(
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_term_of_the_loss_is_in_low_precision(
+    network: PreconditionedUNet, randomise: Randomise, dtype: torch.dtype
+) -> None:
+    student, batch = kdm(network, randomise, operator="factorised").float(), batch_of(4)
+    batch = dataclasses.replace(batch, states=batch.states.float(), ends=batch.ends.float())
+    with torch.autocast("cpu", dtype):
+        terms = student.loss(student, batch, absolute_error, TRAINING, 0.0)
+    assert {"latent", "adversarial", "discriminator"} < terms.keys()
+    assert {value.dtype for value in terms.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("operator", ["dense", "factorised"])
 def test_every_weight_learns(network: PreconditionedUNet, randomise: Randomise, operator: str) -> None:
     student = kdm(network, randomise, operator=operator)
