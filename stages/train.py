@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import make_folders, remove_temporaries, sha256_file
+from hkdpipe.manifests.files import make_folders, read_json_if_there, remove_temporaries, sha256_file
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.reading import Reader
@@ -30,7 +31,7 @@ from hkdpipe.trainer.loss import Batch
 from hkdpipe.trainer.methods import METHODS, load_model
 from hkdpipe.trainer.methods.student import Student, saved_model
 from hkdpipe.trainer.networks.layers import UNetBlock
-from hkdpipe.trainer.perceptual import Distance, perceptual_distance
+from hkdpipe.trainer.perceptual import BACKBONES, Distance, backbone_file, perceptual_distance
 from hkdpipe.trainer.settings import MethodSettings, TrainingSettings, check_without_states_between
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 from hkdpipe.trainer.world import World
@@ -68,9 +69,12 @@ def train(
             training.perceptual_size,
         )
         make_folders(out)
-        identity = training_identity(trajectories, training, options)
+        started = started_from(training, out / "checkpoints")
+        identity = training_identity(trajectories, training, options, started)
         with _owned_by_first(out, world) as check_owned, connected(world, device):
-            state = new_student(loaded, trajectories, training, options, device)
+            begun = bool(checkpoints(out / "checkpoints"))
+            settings = replace(training, init_from="") if begun else training
+            state = new_student(loaded, trajectories, settings, options, device)
             resume_in(out, state, identity, reporter)
             did_nothing = state.seen >= training.budget
             replaced = 0
@@ -87,7 +91,8 @@ def train(
                         )
                         watch = Watch(out, reading, state.seen, device, reporter, advance, running)
                         callbacks = _watching(stack.enter_context(closing(watch)), stop, check_owned)
-                    _fit(state, reading, distance, identity, out, world, device, callbacks)
+                    about = {"identity": identity, "init_from": started}
+                    _fit(state, reading, distance, about, out, world, device, callbacks)
                 replaced = sum_over_processes(reading.replaced(state.seen), world)
     checkpoint = checkpoints(out / "checkpoints")[-1]
     trained_on = len(trajectories) - training.validation
@@ -146,16 +151,46 @@ def _check_streaming(archive: Archive, training: TrainingSettings, path: Path | 
         )
 
 
-def training_identity(archive: Archive, training: TrainingSettings, options: MethodSettings | None) -> str:
-    """Digest of what a training learns and from what; archives of the same numbers give the same."""
+def started_from(training: TrainingSettings, folder: Path) -> str | None:
+    """SHA-256 of the weights that a training starts from, None where they are the teacher's.
+
+    Of one that has begun its checkpoints in `folder` tell: the model that training.init_from names may be
+    gone since. Raises UsageError where it is another one.
+    """
+    given = Path(training.init_from) if training.init_from else None
+    for path in reversed(checkpoints(folder)):
+        state = read_json_if_there(path / "state.json")
+        if not isinstance(state, dict) or "init_from" not in state:
+            continue
+        started: str | None = state["init_from"]
+        if given and (started is None or (given.exists() and _weights_sha256(given) != started)):
+            raise UsageError(
+                f"training.init_from: {given} is not what the training in {folder} has begun with; accepted: "
+                "that one, or '', now that it has begun"
+            )
+        return started
+    return _weights_sha256(given) if given else None
+
+
+def _weights_sha256(model: Path) -> str:
+    return sha256_file(saved_model(model, "raw").weights)
+
+
+def training_identity(
+    archive: Archive, training: TrainingSettings, options: MethodSettings | None, started: str | None
+) -> str:
+    """Digest of what a training learns and from what; archives of the same numbers give the same.
+
+    `started` is what `started_from` says. Raises InputError where the weights of LPIPS are missing.
+    """
     plan = archive.plan.identity_values()
     values = {key: value for key, value in plan.items() if key not in ("form", "codec")}
-    begun = {}
-    if training.init_from:
-        begun = {"init_from": sha256_file(saved_model(Path(training.init_from), "raw").weights)}
+    files = {"init_from": started} if started else {}
+    if training.perceptual in BACKBONES:
+        files["perceptual"] = sha256_file(backbone_file(training.perceptual, training.perceptual_file))
     return digest(
         {
-            **begun,
+            **files,
             "archive": values,
             "training": of_kind(training, "identity"),
             "method": of_kind(options, "identity") if options else {},
@@ -249,7 +284,7 @@ def _fit(
     state: TrainingState[Student],
     reading: Reader,
     distance: Distance | None,
-    identity: str,
+    started: dict[str, Any],
     out: Path,
     world: World,
     device: torch.device,
@@ -276,7 +311,7 @@ def _fit(
         return state.model.loss(module, batch.to(device), distance, training, progress)
 
     about = {
-        "identity": identity,
+        **started,
         "model": state.model.config(),
         "validation": training.validation,
         "classes": list(archive.plan.classes),

@@ -78,7 +78,8 @@ class TrainingSettings:
     init_from: str = setting(
         "",
         "checkpoint (its last weights) or export of the same method and network to start from instead of the "
-        "teacher; what counts is what it holds, not where it is; '': none",
+        "teacher; what counts is what it holds, not where it is, and once the training has begun it is not "
+        "needed any more; '': none",
         kind="operational",
     )
     seed: int = setting(0, "seed of the reading order and of the times", minimum=0, maximum=MAX_SEED)
@@ -100,7 +101,10 @@ class TrainingSettings:
         64, "pixels: LPIPS compares images with a smaller side upsampled to it", minimum=1
     )
     perceptual_file: str = setting(
-        "", "local file with torchvision's weights of the LPIPS backbone; '': look in the torch hub cache"
+        "",
+        "local file with torchvision's weights of the LPIPS backbone; what counts is what it holds, not "
+        "where it is; '': look in the torch hub cache",
+        kind="operational",
     )
     perceptual_weight: float = setting(
         1.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
@@ -181,6 +185,12 @@ class TrainingSettings:
         choices=("stop", "skip"),
         kind="operational",
     )
+
+    def __post_init__(self) -> None:
+        if not self.ema:
+            raise UsageError("training.ema: got []; accepted: at least one decay; 0 averages nothing")
+        if self.fd_images == 1:
+            raise UsageError("training.fd_images: got 1; accepted: 0, or at least 2, for a covariance")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
     if hint is bool:
         return not field.default
     if hint is int:
-        return field.default + 1
+        return field.default + 2  # of images with a covariance 1 is none
     upper = field.metadata["maximum"]
     return field.default / 3 if upper is not None or field.default else 1e-05
 
@@ -104,6 +104,11 @@ def test_toml_values(text: str, value: Any) -> None:
         ("training.budget=0", "training.budget: got 0; accepted: an integer, at least 1"),
         ("training.budget=1.5", "training.budget: got 1.5; accepted: an integer, at least 1"),
         ("training.budget=many", 'training.budget: got "many"; accepted: an integer, at least 1'),
+        ("training.ema=[]", "training.ema: got []; accepted: at least one decay; 0 averages nothing"),
+        (
+            "training.fd_images=1",
+            "training.fd_images: got 1; accepted: 0, or at least 2, for a covariance",
+        ),
         ("training.learning_rate=nan", "training.learning_rate: got NaN; accepted: a number, above 0"),
         (
             "training.a.b=1",

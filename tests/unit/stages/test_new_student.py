@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.archive import Archive
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.stages.train import new_optimizer, new_student, training_identity
+from hkdpipe.manifests.files import sha256_file
+from hkdpipe.stages.train import new_optimizer, new_student, started_from, training_identity
 from hkdpipe.trainer.checkpoint import TrainingState, save_checkpoint, snapshot
 from hkdpipe.trainer.loop import new_state
 from hkdpipe.trainer.methods.student import Student
@@ -115,9 +117,12 @@ def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
             )
     nn.init.normal_(next(first.parameters()))
     places.append(save("other", first))
+    none = tmp_path / "none"
+    training = [TrainingSettings(init_from=place, perceptual="none") for place in ["", *places]]
+    started = [started_from(settings, none) for settings in training]
     identities = [
-        training_identity(archive, TrainingSettings(init_from=place), KoopmanSettings())
-        for place in ["", *places]
+        training_identity(archive, settings, KoopmanSettings(), weights)
+        for settings, weights in zip(training, started, strict=True)
     ]
     assert identities[1] == identities[2]
     assert identities[3] == identities[1]
@@ -127,3 +132,46 @@ def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
         new_student(teacher, archive, TrainingSettings(init_from=places[0]), changed, torch.device("cpu"))
     with pytest.raises(InputError, match="nowhere: no such model"):
         begin(TrainingSettings(init_from=str(tmp_path / "nowhere")))
+
+
+def test_what_a_training_began_with_is_not_needed_again(tmp_path: Path) -> None:
+    """Its checkpoints say what it was; another model is refused by name."""
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def save(folder: Path, model: nn.Module, step: int = 0, **about: Any) -> Path:
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        taken = replace(snapshot(new_state(model, optimizer, [0.9])), step=step)
+        return save_checkpoint(folder, taken, {**about, "model": {}}, 2)
+
+    source, elsewhere = (save(tmp_path / name, net) for name, net in (("a", model), ("b", other)))
+    training, moved = (TrainingSettings(init_from=str(place)) for place in (source, tmp_path / "gone"))
+    folder = tmp_path / "checkpoints"
+    started = started_from(training, folder)
+    assert started == sha256_file(source / "weights.safetensors")
+    with pytest.raises(InputError, match="gone: no such model"):
+        started_from(moved, folder)
+    # As a version before this one left it.
+    save(folder, model)
+    assert started_from(training, folder) == started
+    save(folder, model, 1, init_from=started)
+    for settings in (training, moved, TrainingSettings()):
+        assert started_from(settings, folder) == started
+    refused = r"init_from: .* is not what the training in .* has begun with; accepted: that one, or ''"
+    with pytest.raises(UsageError, match=refused):
+        started_from(TrainingSettings(init_from=str(elsewhere)), folder)
+    save(folder, model, 2, init_from=None)
+    assert started_from(TrainingSettings(), folder) is None
+    with pytest.raises(UsageError, match=refused):
+        started_from(training, folder)
+
+
+def test_the_weights_of_lpips_count_and_not_their_place(tmp_path: Path) -> None:
+    archive = cast(Archive, SimpleNamespace(plan=SimpleNamespace(identity_values=dict)))
+    files = {"a": b"one", "b": b"one", "c": b"other"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    one, same, other = (
+        training_identity(archive, TrainingSettings(perceptual_file=str(tmp_path / name)), None, None)
+        for name in files
+    )
+    assert one == same != other
