@@ -111,7 +111,8 @@ def trials(comparison: Comparison) -> list[Trial]:
                 if equal == "evaluations":
                     batch_size = max(1, round(training.batch_size * max(taken.values()) / taken[name]))
                     budget = -(-training.budget * batch_size // training.batch_size)
-                    training = replace(training, batch_size=batch_size, budget=budget)
+                    warmup = round(training.warmup * batch_size / training.batch_size)
+                    training = replace(training, batch_size=batch_size, budget=budget, warmup=warmup)
                 folder = Path(slug(name), f"{training.budget}-trajectories", f"seed-{seed}")
                 before = found[folder].equal if folder in found else ()
                 config = replace(row, training=training)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hkdpipe.manifests.claims import Claims
-from hkdpipe.manifests.errors import InUseError, UsageError
+from hkdpipe.manifests.errors import HkdpipeError, InUseError, UsageError
 from hkdpipe.manifests.files import make_folders, read_json_if_there, write_atomic, write_json
 from hkdpipe.pipeline import work as stages
 from hkdpipe.pipeline.comparison import Comparison, Trial, resolve_comparison, trials
@@ -77,7 +77,7 @@ def command(
         place = archive or out / "trajectories"
         if archive is None:
             stages.generate(comparison.base, out / "trajectories", work, wait=True)
-        elsewhere = 0
+        elsewhere, failed = 0, []
         for number, trial in enumerate(planned, 1):
             if _result(out, trial) is None:
                 work.reporter.line(f"{number} of {len(planned)}: {trial.title}")
@@ -86,6 +86,13 @@ def command(
                 except InUseError as error:
                     work.reporter.line(f"{error}: left to it")
                     elsewhere += 1
+                    continue
+                except HkdpipeError as error:
+                    # One that diverges says nothing of the others; a wrong input or a request to stop does.
+                    if error.exit_code != HkdpipeError.exit_code:
+                        raise
+                    work.reporter.line(f"{trial.title}: failed: {error}")
+                    failed.append(trial.title)
                     continue
                 _write_tables(comparison, planned, out)
         lines = _write_tables(comparison, planned, out)
@@ -99,6 +106,8 @@ def command(
             print(
                 f"{elsewhere} of {len(planned)} trainings are another process's, which completes the tables"
             )
+    if failed:
+        raise HkdpipeError(f"trainings failed, and the tables lack them: {'; '.join(failed)}")
 
 
 def _check(comparison: Comparison, planned: Sequence[Trial], out: Path) -> None:

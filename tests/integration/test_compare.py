@@ -136,6 +136,25 @@ def test_other_settings_are_refused_where_a_row_has_begun(
     assert trained() == before
 
 
+def test_a_row_that_diverges_does_not_keep_the_others_from_their_end(
+    inputs: Inputs,
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    diverging = "training.learning_rate = 1e30\ntraining.max_skipped = 1\n"
+    Path("rows.toml").write_text(
+        ROWS.replace("seeds = [0, 1]", "seeds = [0]").replace('"HKD"\n', f'"HKD"\n{diverging}')
+    )
+    ran = called(capfd, *command, "--archive", str(inputs.archive()))
+    assert ran.code == 1
+    assert ran.errors == ["trainings failed, and the tables lack them: HKD, seed 0, 8 trajectories"]
+    assert "HKD, seed 0, 8 trajectories: failed: loss or gradient were not finite" in ran.err
+    assert {line["row"] for line in lines() if line["fd_digits"]} == {"KD"}
+
+
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on(
     compare: list[str], inputs: Inputs, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

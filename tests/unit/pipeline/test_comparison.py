@@ -81,6 +81,13 @@ def test_equal_trajectories_and_equal_evaluations(file: Path) -> None:
     assert found == expected
 
 
+def test_warm_up_takes_as_many_steps_of_larger_batches(file: Path) -> None:
+    found = trials(resolve_comparison(None, file, ["training.warmup=30"]))
+    steps = {trial.config.training.warmup / trial.config.training.batch_size for trial in found}
+    assert steps == {3.0}
+    assert len({trial.config.training.batch_size for trial in found}) == 3
+
+
 def test_trainings_have_folders_of_their_own_and_whole_seeds_come_first(file: Path) -> None:
     planned = trials(resolve_comparison(None, file, ()))
     assert len({trial.folder for trial in planned}) == len(planned)
