@@ -11,7 +11,7 @@ from hkdpipe.manifests.files import write_atomic
 
 
 class MetricsLog:
-    """Appends rows (seen, values...) to a CSV file whose columns the first row sets."""
+    """Appends rows (seen, values...) to a CSV file, whose cells are empty where a row has no such value."""
 
     def __init__(self, path: Path, seen: int) -> None:
         """Continue at `seen`: rows of later steps, which are repeated now, are dropped, as is a torn one."""
@@ -28,16 +28,22 @@ class MetricsLog:
             raise InputError(f"{path}: not the metrics of a training; move it away, or choose another folder")
         whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdecimal()]
         kept = [row for row in whole if int(row[0]) <= seen]
+        self._write(rows[0], kept)
         # A training that begins anew may have other columns.
         self.columns = rows[0] if kept else []
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([rows[0], *kept])
-        write_atomic(path, text.getvalue().encode())
 
     def append(self, seen: int, values: dict[str, float]) -> None:
-        with self.path.open("a" if self.columns else "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if not self.columns:
-                self.columns = ["seen", *values]
-                writer.writerow(self.columns)
-            writer.writerow([seen, *(f"{values[column]:.8g}" for column in self.columns[1:])])
+        if not self.columns:
+            self._write(["seen", *values], [])
+        elif added := [name for name in values if name not in self.columns]:
+            before = list(csv.reader(self.path.read_text(encoding="utf-8").splitlines()))[1:]
+            self._write([*self.columns, *added], [[*row, *[""] * len(added)] for row in before])
+        cells = (f"{values[column]:.8g}" if column in values else "" for column in self.columns[1:])
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow([seen, *cells])
+
+    def _write(self, columns: list[str], rows: list[list[str]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+        write_atomic(self.path, text.getvalue().encode())
+        self.columns = columns

@@ -18,6 +18,9 @@ from hkdpipe.manifests.errors import HkdpipeError, UsageError, first_line
 from hkdpipe.trainer.world import World, meeting_place
 
 PATIENCE = datetime.timedelta(minutes=10)
+"""For the processes to meet."""
+WORKING = datetime.timedelta(hours=4)
+"""For the first one to measure while the others wait. One that dies is seen at once, by its connection."""
 GRACE = datetime.timedelta(seconds=5)
 """For the processes that are left to see that one is gone."""
 
@@ -63,9 +66,7 @@ def connected(world: World, device: torch.device) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
     store = _meet(world)
     with _one_line_if_a_process_is_gone():
-        dist.init_process_group(
-            backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE
-        )
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=WORKING)
     try:
         yield
     except _ProcessGone as error:

@@ -60,6 +60,18 @@ def test_a_training_begun_anew_may_have_other_columns(path: Path) -> None:
     assert path.read_text() == "seen,loss,perceptual\n20,0.5,0.25\n"
 
 
+def test_other_values_on_the_way_get_columns_of_their_own(path: Path) -> None:
+    """As a distance in other features does."""
+    path.write_text(FIRST)
+    log = MetricsLog(path, 40)
+    log.append(60, {"loss": 3.0, "other": 2.0})
+    log.append(80, {"mse": 1.0})
+    expected = "seen,loss,mse,other\n20,0.5,0.25,\n40,1.2345679e-05,0.125,\n60,3,,2\n80,,1,\n"
+    assert path.read_text() == expected
+    MetricsLog(path, 80)
+    assert path.read_text() == expected
+
+
 def test_a_file_of_something_else_is_left_alone(path: Path) -> None:
     path.write_text("name,price\nx,3\n")
     with pytest.raises(InputError, match=f"{path}: not the metrics of a training"):
