@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import HkdpipeError, Interrupted, UsageError
+from hkdpipe.manifests.errors import HkdpipeError, Interrupted, UsageError, first_line
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.trainer.background import Background
 from hkdpipe.trainer.checkpoint import (
@@ -185,7 +186,8 @@ def fit(
                     f"stopped after {state.seen:,} of {settings.budget:,} samples; the same command goes on"
                 )
             progress = min(1.0, state.seen / settings.budget)
-            terms = step(state, pieces, loss, settings, progress, world)
+            with _one_line_if_compiling_fails(settings.compile):
+                terms = step(state, pieces, loss, settings, progress, world)
             due = state.seen // settings.checkpoint_every > saved_at // settings.checkpoint_every
             done = state.seen >= settings.budget
             if due or done or state.step % LOG_EVERY == 0:
@@ -254,6 +256,24 @@ def step(
     state.step += 1
     state.seen += settings.batch_size
     return terms
+
+
+@contextmanager
+def _one_line_if_compiling_fails(compiled: bool) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not compiled:
+            raise
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        raise HkdpipeError(
+            f"torch.compile failed ({first_line(error)}); a process that was killed while compiling may have "
+            f"left a broken file in {cache_dir()}: delete that folder, or set training.compile=false"
+        ) from None
 
 
 def learning_rate_factor(schedule: str, progress: float) -> float:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 
 from hkdpipe.manifests.errors import HkdpipeError, InputError, Interrupted, InUseError, UsageError
 from hkdpipe.manifests.files import sha256_file
@@ -417,6 +418,19 @@ def test_moments_lie_in_memory_as_their_weights_do(tmp_path: Path) -> None:
         resumed = begin(after)
         restore(path, resumed, read_state(path))
         torch.testing.assert_close(proceed(resumed), proceed(state), rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_compiler_says_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where its cache is, in which a killed process may leave a file that is always in the way."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+
+    def broken(model: nn.Module, batch: Tensor, progress: float) -> dict[str, Tensor]:
+        raise InductorError(ImportError("main.so: file too short"), None)
+
+    settings = dataclasses.replace(SETTINGS, compile=True)
+    message = rf"^torch.compile failed \(.*main.so: file too short.*\); .* {tmp_path / 'cache'}: delete .*"
+    with pytest.raises(HkdpipeError, match=message):
+        fit(start(), read_batch, broken, settings, tmp_path / "one", {}, Callbacks(lambda: False), World())
 
 
 def test_checkpoints_by_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
