@@ -138,6 +138,15 @@ def of_kind(settings: Any, kind: Kind) -> dict[str, Any]:
     }
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one of dotted keys, a.b, in the order they stand."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found
+
+
 def digest(values: Any) -> str:
     """SHA-256 of a JSON-serialisable value in canonical form: equal values, equal digests."""
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))

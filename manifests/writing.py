@@ -36,6 +36,7 @@ from hkdpipe.manifests.files import (
 )
 from hkdpipe.manifests.plan import LEFT_OUT, Plan, ShardRecord
 from hkdpipe.manifests.residual import storable
+from hkdpipe.manifests.settings import flat
 
 
 def begin(root: Path, plan: Plan) -> None:
@@ -150,7 +151,7 @@ def finish(root: Path, plan: Plan) -> Path:
 
 
 def _check_continues(root: Path, previous: Plan, plan: Plan) -> None:
-    old, new = _flat(previous.identity_values()), _flat(plan.identity_values())
+    old, new = flat(previous.identity_values()), flat(plan.identity_values())
     for key in {**old, **new}:
         before, now = (values.get(key, LEFT_OUT.get(key)) for values in (old, new))
         if before != now:
@@ -159,14 +160,6 @@ def _check_continues(root: Path, previous: Plan, plan: Plan) -> None:
         raise UsageError(
             f"{root}: count: this archive has {previous.count}, now {plan.count}; it may only grow"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested table as one of dotted keys, in the order they stand."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _write(root: Path, name: str, pieces: list[Bytes]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from hkdpipe.manifests.errors import InputError
 from hkdpipe.manifests.files import read_json, write_atomic
+from hkdpipe.manifests.settings import flat
 from hkdpipe.stages.curves import Curve, chart, swatch
 from hkdpipe.stages.match import WITHOUT_EVOLUTION
 from hkdpipe.stages.pictures import apart
@@ -286,7 +287,7 @@ def _configuration(metrics: Row) -> str:
         "Network": model["architecture"],
         "Archive": metrics["archive"],
     }
-    return "".join(_folded(name, _facts(_flat(values))) for name, values in groups.items() if values)
+    return "".join(_folded(name, _facts(flat(values))) for name, values in groups.items() if values)
 
 
 def _provenance(metrics: Row) -> str:
@@ -305,7 +306,7 @@ def _provenance(metrics: Row) -> str:
     }
     if "compared" in metrics:
         compared = metrics["compared"]
-        facts |= _flat(compared)
+        facts |= flat(compared)
     facts |= {
         "device": metrics["device"],
         "precision": metrics["precision"],
@@ -355,15 +356,6 @@ def _facts(values: Mapping[str, Any]) -> str:
         f"<dt>{escape(name)}</dt><dd>{escape(_said(value))}</dd>" for name, value in values.items()
     )
     return f'<dl class="facts">{facts}</dl>'
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their paths, a.b."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        found |= _flat(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return found
 
 
 def _skills(rows: Sequence[Row]) -> list[str]:

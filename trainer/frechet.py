@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 import zipfile
 import zlib
@@ -15,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.errors import InputError
-from hkdpipe.manifests.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,6 @@ def _distance(one: Statistics, other: Statistics, trace_of_root: float) -> float
     return float(shift @ shift + trace - 2 * trace_of_root)
 
 
-def write_statistics(path: Path, values: Statistics) -> None:
-    """Write an .npz as EDM's: `mu` (d,) and `sigma` (d, d), float64."""
-    buffer = io.BytesIO()
-    np.savez(buffer, mu=values.mean, sigma=values.covariance)
-    write_atomic(path, buffer.getbuffer())
-
-
 def holds_statistics(path: Path) -> bool:
     """Whether it is an .npz of statistics rather than of images."""
     try:
@@ -113,7 +104,7 @@ def holds_statistics(path: Path) -> bool:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read an .npz of EDM's. InputError for one that holds something else."""
+    """Read an .npz of EDM's: `mu` (d,) and `sigma` (d, d). InputError for one that holds something else."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = arrays["mu"], arrays["sigma"]
