@@ -97,7 +97,8 @@ def command(
                 _write_tables(comparison, planned, out)
         lines = _write_tables(comparison, planned, out)
     if as_json:
-        print(json.dumps({"out": str(out), "left_to_others": elsewhere, **_as_json(comparison, lines)}))
+        counts = {"left_to_others": elsewhere, "failed": failed}
+        print(json.dumps({"out": str(out), **counts, **_as_json(comparison, lines)}))
     elif not quiet:
         for title, header, rows in _tables(comparison, lines):
             print_table(title, header, tuple(rows))

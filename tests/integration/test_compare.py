@@ -148,9 +148,10 @@ def test_a_row_that_diverges_does_not_keep_the_others_from_their_end(
     Path("rows.toml").write_text(
         ROWS.replace("seeds = [0, 1]", "seeds = [0]").replace('"HKD"\n', f'"HKD"\n{diverging}')
     )
-    ran = called(capfd, *command, "--archive", str(inputs.archive()))
+    ran = called(capfd, *command, "--archive", str(inputs.archive()), "--json")
     assert ran.code == 1
     assert ran.errors == ["trainings failed, and the tables lack them: HKD, seed 0, 8 trajectories"]
+    assert json.loads(ran.out)["failed"] == ["HKD, seed 0, 8 trajectories"]
     assert "HKD, seed 0, 8 trajectories: failed: loss or gradient were not finite" in ran.err
     assert {line["row"] for line in lines() if line["fd_digits"]} == {"KD"}
 
