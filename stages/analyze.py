@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hkdpipe.manifests.errors import Interrupted
-from hkdpipe.manifests.files import make_folders, read_json_if_there, write_atomic, write_json
+from hkdpipe.manifests.files import make_folders, read_json_if_there, sha256_file, write_atomic, write_json
 from hkdpipe.stages.band_measurements import (
     BandEffect,
     Generated,
@@ -41,6 +41,7 @@ from hkdpipe.trainer.band_effects import mean_frequency, radial_power
 from hkdpipe.trainer.bands import Band, band_masks, band_members, masked, operator_levels
 from hkdpipe.trainer.labels import one_hot
 from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods.student import saved_model
 from hkdpipe.trainer.sampler import sigma_schedule
 from hkdpipe.trainer.spectrum import level_spectra, whole_evolution
 
@@ -154,7 +155,11 @@ def analyze(
         advance(5)
     write_json(
         out / "analysis.json",
-        {"title": f"The operators of {model}", "sections": [asdict(section) for section in sections]},
+        {
+            "title": f"The operators of {model}",
+            "weights": sha256_file(saved_model(model, "ema").weights),
+            "sections": [asdict(section) for section in sections],
+        },
     )
     whole = effects[: len(bands)]
     return Summary(

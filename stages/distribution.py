@@ -24,7 +24,7 @@ from hkdpipe.manifests.settings import digest
 from hkdpipe.stages.by_class import Row, class_rows
 from hkdpipe.stages.evaluation_context import Context, Sampler
 from hkdpipe.stages.feature_parts import Outputs, compute_parts, part_ranges, read_parts
-from hkdpipe.stages.reference import Reference
+from hkdpipe.stages.reference import ARCHIVE, Reference
 from hkdpipe.trainer.features import FeatureNetwork
 from hkdpipe.trainer.frechet import Statistics, frechet_distance, quick_frechet_distance, statistics
 from hkdpipe.trainer.methods import load_model
@@ -97,6 +97,12 @@ class Target:
                     f"evaluation.metrics: '{reference.source}' holds statistics alone; accepted with it: "
                     '"fd", "inception_score", "match", "speed"'
                 )
+            width = len(reference.statistics.mean)
+            if width != network.dimension:
+                raise UsageError(
+                    f"evaluation.reference: '{reference.source}' holds statistics of {width} features; "
+                    f"accepted: of {network.dimension}, as '{network.name}' has"
+                )
             self.statistics = reference.statistics
             return
         images = reference.images
@@ -146,7 +152,7 @@ def measure_distribution(
     if not context.first:
         return [], []
     rows = [found["row"] for found in kept]
-    if target.images:
+    if target.images and "fd" in context.settings.metrics:
         rows.append(_halves_row(context, network, target))
     return rows, [row for found in kept for row in found["per_class"]]
 
@@ -154,7 +160,8 @@ def measure_distribution(
 def remove_parts(folder: Path) -> None:
     """Delete the features of samples, whose rows are measured; those of references are kept for the next."""
     for path in (folder / "rows").glob("*-parts-*"):
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 def _row(context: Context, subject: Subject, network: FeatureNetwork, target: Target) -> dict[str, Any]:
@@ -172,6 +179,9 @@ def _row(context: Context, subject: Subject, network: FeatureNetwork, target: Ta
         ]
     )
     name = "".join(letter if letter.isalnum() else "-" for letter in subject.name)
+    if subject.name in settings.compared:
+        # Paths of which the letters alone may be the same, or too many.
+        name = f"{name[-80:]}-{digest(subject.name)[:8]}"
     path = context.out / "rows" / f"{name}-{subject.nfe}.json"
     kept = read_json_if_there(path)
     if isinstance(kept, dict) and kept.get("identity") == identity:
@@ -344,7 +354,8 @@ def _halves_row(context: Context, network: FeatureNetwork, target: Target) -> Ro
 def _usable_labels(context: Context, reference: Reference) -> NDArray[np.int64] | None:
     """The classes of the reference images; None where they are not those of the teacher."""
     labels, label_dim = reference.labels, context.archive.plan.label_dim
-    if labels is not None and labels.max() + 1 != label_dim:
+    # Those of an archive are the teacher's, of which it may have some only.
+    if labels is not None and reference.source != ARCHIVE and labels.max() + 1 != label_dim:
         context.reporter.line(
             f"{reference.source}: has {labels.max() + 1} classes, the teacher {label_dim}: the distance is "
             "not measured by class"

@@ -18,6 +18,7 @@ from hkdpipe.manifests.files import (
     make_folders,
     read_json_if_there,
     remove_temporaries,
+    sha256_file,
     write_atomic,
     write_json,
 )
@@ -38,6 +39,7 @@ from hkdpipe.stages.state import evaluation_identity
 from hkdpipe.trainer.checkpoint import newest_checkpoint, read_state
 from hkdpipe.trainer.features import METRICS, FeatureNetwork, load_features
 from hkdpipe.trainer.methods import load_model
+from hkdpipe.trainer.methods.student import saved_model
 from hkdpipe.trainer.programs import check_exports, write_onnx, write_program
 from hkdpipe.trainer.teacher import load_teacher
 from hkdpipe.trainer.world import World
@@ -97,20 +99,23 @@ def evaluate(
         )
 
     if not world.first:
-        with open_archive(archive) as trajectories:
-            _measure_distribution(context_of(trajectories, lambda: None), weights)
+        if DISTRIBUTION & set(settings.metrics):
+            with open_archive(archive) as trajectories:
+                _measure_distribution(context_of(trajectories, lambda: None), weights)
         return Summary(title="evaluate", rows=(("process", f"{world.rank} of {world.size}, done"),))
     with owning(out, f"evaluation in {out}") as check_owned, open_archive(archive) as trajectories:
         context = context_of(trajectories, check_owned)
         for folder in (out, out / "rows", export.parent):
             remove_temporaries(folder)
         previous = read_json_if_there(out / "metrics.json")
-        if previous and previous.get("identity") == identity and (export / "config.json").is_file():
+        found = {"identity": identity, "inputs": _inputs(settings, trajectories)}
+        same = previous and all(previous.get(name) == value for name, value in found.items())
+        if same and (export / "config.json").is_file():
             return _summary(previous, out, export, did_nothing=True)
         measured = _measure(context, weights)
         plan = trajectories.plan
         metrics = {
-            "identity": identity,
+            **found,
             "checkpoint": {"path": str(path), "seen": state["seen"], "sha256": state["sha256"]},
             "settings": {**vars(settings)},
             "model": student.config(),
@@ -156,12 +161,22 @@ def evaluate(
 
         check_owned()
         student.save(export, about, complete)
+        metrics["export"] = sha256_file(export / "model.safetensors")
         check_owned()
         remove_parts(out)
         write_report(out, metrics)
         # Last: it says that all the rest is done.
         write_json(out / "metrics.json", metrics)
     return _summary(metrics, out, export, did_nothing=False)
+
+
+def _inputs(settings: EvaluationSettings, archive: Archive) -> str:
+    """Digest of what is compared with, as far as it can be told without reading all of it again."""
+    place = Path(settings.reference)
+    files = sorted(path for path in [place, *place.rglob("*")] if path.is_file())
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    models = [sha256_file(saved_model(Path(path), "ema").weights) for path in settings.compared]
+    return digest([stamps, models, archive.identity, len(archive)])
 
 
 def _device_name(device: torch.device) -> str:
@@ -245,6 +260,9 @@ def _write_tables(out: Path, metrics: dict[str, Any]) -> None:
     ):
         if rows:
             write_atomic(out / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+        else:
+            # Of an earlier evaluation, which was asked for it.
+            (out / f"{name}.csv").unlink(missing_ok=True)
 
 
 def _summary(metrics: dict[str, Any], out: Path, export: Path, did_nothing: bool) -> Summary:

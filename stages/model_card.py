@@ -32,6 +32,12 @@ def model_card(model: Mapping[str, Any], about: Mapping[str, Any], metric: str, 
     shape = f"{arch['img_channels']}x{arch['img_resolution']}x{arch['img_resolution']}"
     licence_text = _line(teacher["licence"])
     licence = licence_text or "not stated"
+    origin = "began as the teacher's and are derived from them"
+    if model["method"] == "kdm":
+        origin = "were trained on its samples"
+    noise, told = "torch.randn(16, *model.image_shape)", ""
+    if classes := arch.get("label_dim"):
+        noise, told = f"{noise}, one_hot", f"one_hot = torch.eye({classes})[[{min(about['classes'])}] * 16]\n"
     return f"""---
 library_name: hkdpipe
 pipeline_tag: unconditional-image-generation
@@ -49,8 +55,8 @@ Made by hkdpipe: a student (method `{model["method"]}`) that makes in one networ
 an EDM diffusion model, makes in many.
 
 - Teacher: `{_line(teacher["source"])}`, SHA-256 `{teacher["sha256"]}`
-- Licence of the teacher: {licence}. The weights here began as the teacher's and are derived from them: see
-  what its licence says of that before you use or pass on either.
+- Licence of the teacher: {licence}. The weights here {origin}: see what its licence says of that before you
+  use or pass on either.
 - Trajectories of the teacher seen: {about["checkpoint"]["seen"]:,}
 - Weights: {_weights(about["weights"])}
 
@@ -65,7 +71,7 @@ import torch
 from hkdpipe.trainer.methods import load_model
 
 model = load_model("THIS_FOLDER")
-images = model.sample(torch.randn(16, *model.image_shape))  # in [-1, 1]
+{told}images = model.sample({noise})  # in [-1, 1]
 ```
 
 ## Measurements
@@ -92,7 +98,8 @@ def _measurements(rows: Rows, metric: str, match: Rows) -> str:
         lines = [f"| | network evaluations | images | {metric} |", "| --- | --- | --- | --- |"]
         for row in rows:
             nfe = row["nfe"] or "-"
-            lines.append(f"| {row['name']} | {nfe} | {row['samples']:,} | {row[metric]:.2f} |")
+            distance = f"{row[metric]:.2f}" if metric in row else "-"
+            lines.append(f"| {row['name']} | {nfe} | {row['samples']:,} | {distance} |")
         parts.append("\n".join(lines))
     if match:
         error = match[0]["mse"]

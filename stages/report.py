@@ -58,7 +58,7 @@ def write_report(folder: Path, metrics: Row) -> None:
         _section("Distance to the reference", _distribution(metrics)) if rows else "",
         _samples(folder, metrics),
         _trajectories(folder, metrics),
-        _analysis(folder),
+        _analysis(folder, metrics.get("export")),
         _section("Cost", _cost(metrics["speed"])) if metrics["speed"] else "",
         _section("By class", _by_class(metrics)) if metrics["per_class"] else "",
         _section("Configuration", _configuration(metrics)),
@@ -98,7 +98,8 @@ def _key_figures(metrics: Row) -> Iterable[str]:
 
     metric = metrics["metric"]
     for row in metrics["rows"]:
-        if row["name"] in ("student", "teacher") and row["nfe"] in (1, metrics["teacher"]["nfe"]):
+        known = row["name"] in ("student", "teacher") and row["nfe"] in (1, metrics["teacher"]["nfe"])
+        if known and metric in row:
             yield figure(f"{metric}, {row['name']}", f"{row[metric]:.2f}", _evaluations(row["nfe"]))
     latency = {row["name"]: _milliseconds(row["ms_per_image_batch_1"]) for row in metrics["speed"]}
     if latency:
@@ -221,12 +222,15 @@ def _charts(rows: Sequence[Row]) -> Iterable[str]:
         yield figure("Koopman skill by level: 1 is exact, 0 is no evolution", shown)
 
 
-def _analysis(folder: Path) -> str:
+def _analysis(folder: Path, weights: str | None) -> str:
+    """Of the export whose weights have this SHA-256."""
     path = folder / ANALYSIS
     if not path.is_file():
         return ""
     found = read_json(path)
     try:
+        if found.get("weights") != weights:
+            return _section(found["title"], "<p>Left out, as it is of other weights: analyze anew.</p>")
         parts = []
         for part in found["sections"]:
             parts.append(f"<h3>{escape(part['title'])}</h3><p>{escape(part.get('text', ''))}</p>")

@@ -210,3 +210,10 @@ class EvaluationSettings:
             raise UsageError(
                 f"evaluation.metrics: got {list(self.metrics)}; accepted: 'fd_without_evolution' beside 'fd'"
             )
+        if self.bootstrap == 1:
+            raise UsageError("evaluation.bootstrap: got 1; accepted: 0, or at least 2")
+        if "precision_recall" in self.metrics and self.samples < 4:
+            raise UsageError(
+                f"evaluation.samples: got {self.samples}; accepted with 'precision_recall': at least 4, for "
+                "three neighbours"
+            )

@@ -177,7 +177,10 @@ def _weights_sha256(model: Path) -> str:
 
 
 def training_identity(
-    archive: Archive, training: TrainingSettings, options: MethodSettings | None, started: str | None
+    archive: Archive,
+    training: TrainingSettings,
+    options: MethodSettings | None,
+    started: str | None = None,
 ) -> str:
     """Digest of what a training learns and from what; archives of the same numbers give the same.
 

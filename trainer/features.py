@@ -16,6 +16,8 @@ from hkdpipe.trainer.inception import inception_file, load_inception
 
 METRICS = {"digits": "fd_digits", "inception": "fid"}
 """Name of the Frechet distance in the features named; FID is reserved for Inception's."""
+DIMENSIONS = {"digits": 64, "inception": 2048}
+"""How many features an image has."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class FeatureNetwork:
     @property
     def metric(self) -> str:
         return METRICS[self.name]
+
+    @property
+    def dimension(self) -> int:
+        """d"""
+        return DIMENSIONS[self.name]
 
     @property
     def judges(self) -> bool:

@@ -21,6 +21,7 @@ from hkdpipe.manifests.files import write_atomic
 from hkdpipe.trainer.methods.student import Student
 
 NOISE, LABELS, IMAGES = "noise", "labels", "images"
+_FURTHER_FILES = "session.model_external_initializers_file_folder_path"
 _TRACED_BATCH = 2  # 0 and 1 would be taken for constants
 
 
@@ -29,7 +30,8 @@ class OneStep(nn.Module):
 
     def __init__(self, model: Student) -> None:
         super().__init__()
-        self.model = model.folded()
+        # On the CPU: a program is loaded onto the device that it was traced on, and that may not be there.
+        self.model = model.folded().cpu()
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.model.sample(noise, labels)
@@ -82,9 +84,12 @@ class OnnxModel:
         there = onnxruntime.get_available_providers()
         providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in there]
         self._path = path
+        options = onnxruntime.SessionOptions()
         try:
-            # From bytes: weights in further files, which a foreign model could name, are not looked for.
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), providers=providers)
+            with tempfile.TemporaryDirectory() as empty:
+                # Further files, which a foreign model could name, are looked for there, not where we are.
+                options.add_session_config_entry(_FURTHER_FILES, empty)
+                self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)
         except FileNotFoundError:
             raise InputError(f"{path}: no such model; accepted: an ONNX model of hkdpipe's") from None
         except Exception as error:  # onnxruntime raises classes of its own, of no common base
@@ -130,10 +135,10 @@ def image_shape_and_classes(inputs: Mapping[str, Sequence[Any]]) -> tuple[tuple[
 
 
 def _program(model: Student) -> torch.export.ExportedProgram:
-    noise = torch.zeros(_TRACED_BATCH, *model.image_shape, device=model.device)
+    noise = torch.zeros(_TRACED_BATCH, *model.image_shape)
     arguments: tuple[Tensor, ...] = (noise,)
     if model.arch.label_dim:
-        arguments += (torch.zeros(_TRACED_BATCH, model.arch.label_dim, device=model.device),)
+        arguments += (torch.zeros(_TRACED_BATCH, model.arch.label_dim),)
     batch = torch.export.Dim("batch")
     shapes = {name: {0: batch} for name in _names(model)}
     with torch.no_grad():

@@ -104,6 +104,10 @@ def test_toml_values(text: str, value: Any) -> None:
         ("training.budget=0", "training.budget: got 0; accepted: an integer, at least 1"),
         ("training.budget=1.5", "training.budget: got 1.5; accepted: an integer, at least 1"),
         ("training.budget=many", 'training.budget: got "many"; accepted: an integer, at least 1'),
+        (
+            "evaluation.bootstrap=1",
+            "evaluation.bootstrap: got 1; accepted: 0, or at least 2, for a deviation",
+        ),
         ("training.ema=[]", "training.ema: got []; accepted: at least one decay; 0 averages nothing"),
         (
             "training.fd_images=1",

@@ -239,6 +239,18 @@ def test_what_an_analysis_found_is_shown(folder: Path, metrics: dict[str, Any]) 
     assert "of bands" in [image["alt"] for image in page.all("img")]
 
 
+def test_an_analysis_of_other_weights_is_left_out(folder: Path, metrics: dict[str, Any]) -> None:
+    analysed(folder)
+    page = written(folder, metrics | {"export": "ab" * 32})
+    assert "Left out, as it is of other weights: analyze anew." in page.said()
+    assert "What bands do." not in page.said()
+
+
+def test_without_a_distance_the_rest_is_shown(folder: Path, metrics: dict[str, Any]) -> None:
+    rows = [{"name": "student", "nfe": 1, "samples": 5, "kid": 0.1}]
+    assert "22.9 dB" in written(folder, metrics | {"rows": rows}).said()
+
+
 @pytest.mark.parametrize(
     "name", ["../secret.png", "/etc/secret.png", "secret.csv", "secret", "missing.png", 3]
 )

@@ -122,6 +122,30 @@ def test_other_onnx_files_are_refused_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("place", ["secret.bin", "sub/../secret.bin", "./secret.bin", "../secret.bin"])
+def test_an_onnx_model_reads_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Not where the command was started, nor where the model lies."""
+    from onnx import TensorProto, helper
+
+    for folder in (tmp_path, tmp_path / "here", tmp_path / "here" / "sub"):
+        folder.mkdir(exist_ok=True)
+        (folder / "secret.bin").write_bytes(np.full(64, 7.0, np.float32).tobytes())
+    monkeypatch.chdir(tmp_path / "here")
+    named = TensorProto(name="weights", data_type=TensorProto.FLOAT, dims=[1, 1, 8, 8])
+    named.data_location = TensorProto.EXTERNAL
+    named.external_data.add(key="location", value=place)
+    shape: list[str | int] = ["N", 1, 8, 8]
+    one, other = (helper.make_tensor_value_info(of, TensorProto.FLOAT, shape) for of in ("noise", "images"))
+    node = helper.make_node("Add", ["noise", "weights"], ["images"])
+    graph = helper.make_graph([node], "graph", [one], [other], [named])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    Path("model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"model\.onnx: not a readable ONNX model"):
+        OnnxModel(Path("model.onnx"), torch.device("cpu"))
+
+
 def test_an_onnx_model_that_gives_something_else_is_refused(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "model.onnx", ["N", 1, 8, 8], operator="Flatten")
     with pytest.raises(InputError, match=r"model\.onnx: "):
