@@ -109,7 +109,6 @@ class Cache:
 
 def cache_of_environment() -> Cache:
     """The cache in the folder HKDPIPE_CACHE, of HKDPIPE_CACHE_GB. Raises UsageError for what is no size."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hkdpipe"
     text = os.environ.get("HKDPIPE_CACHE_GB", "")
     try:
         gigabytes = float(text) if text else _DEFAULT_GIGABYTES
@@ -117,7 +116,10 @@ def cache_of_environment() -> Cache:
         gigabytes = 0.0
     if not 0 < gigabytes < 1e9:
         raise UsageError(f"environment: HKDPIPE_CACHE_GB: got '{text}'; accepted: gigabytes, above 0")
-    return Cache(Path(os.environ.get("HKDPIPE_CACHE") or user), int(gigabytes * 1e9))
+    if not (folder := os.environ.get("HKDPIPE_CACHE")):
+        # Asked last: in a container the user may have no home.
+        folder = f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/hkdpipe"
+    return Cache(Path(folder), int(gigabytes * 1e9))
 
 
 @contextlib.contextmanager

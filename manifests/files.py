@@ -74,7 +74,7 @@ def parse_json(data: bytes, name: Path | str) -> Any:
         return json.loads(data.decode())
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: not UTF-8 at byte {error.start}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: not JSON: {error}") from None
 
 

@@ -115,7 +115,10 @@ def _check(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any
 
 def _check_one(value: Any, hint: type, metadata: Mapping[str, Any], refuse: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise refuse() from None
     if type(value) is not hint or (isinstance(value, float) and not math.isfinite(value)):
         raise refuse()
     if metadata["choices"] is not None and value not in metadata["choices"]:

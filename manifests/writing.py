@@ -43,16 +43,21 @@ def begin(root: Path, plan: Plan) -> None:
     """Create the archive `root`, or go on with it: the plan must be the same but may have a larger count.
 
     One process at a time may begin. A manifest that the archive no longer lives up to is
-    removed. UsageError, naming the first key that differs, for another plan.
+    removed. UsageError, naming the first key that differs, for another plan; InputError for an archive of
+    which only what readers need is left.
     """
     for name in ("plan.json", "manifest.json", *metadata(plan)):
         remove_temporaries((root / name).parent, Path(name).name)
-    path = root / "plan.json"
+    path, manifest = root / "plan.json", root / "manifest.json"
+    if manifest.exists() and not path.exists():
+        # Somebody may have copied what readers need and no more: nothing of it is to be made again.
+        raise InputError(
+            f"{root}: has a manifest but no plan.json; hkdpipe verify {root} --repair puts it back"
+        )
     previous = planned(root) if path.exists() else None
     if previous is not None:
         _check_continues(root, previous, plan)
     make_folders(root / "records")
-    manifest = root / "manifest.json"
     if manifest.exists() and missing_shards(root, plan):
         _unlink(manifest)
     # What is merely said of the teacher stays as it was first said.
@@ -106,16 +111,22 @@ def write_payloads(
 ) -> ShardRecord:
     """Write shard k from the payloads of its trajectories, which another archive may hold; then its record.
 
-    Only its owner writes a shard: InUseError where `owned` says before the record that another process has
-    taken it over since.
+    Only its owner writes a shard: InUseError where `owned` says, before anything is touched or before the
+    record, that another process has taken it over since.
     """
+
+    def check_owned() -> None:
+        if not owned():
+            raise InUseError(f"{root}: shard {k} was taken over by another process, and is left to it")
+
     form = FORMS[plan.form]
     record_file = record_path(root, k)
+    pieces, labels = form.encode_shard(plan, k, payloads)
+    check_owned()
     for path in (record_file, *(root / name for name in shard_files(plan, k))):
         remove_temporaries(path.parent, path.name)
     # A record must never stand beside a file that it was not made from.
     _unlink(record_file)
-    pieces, labels = form.encode_shard(plan, k, payloads)
     start, stop = plan.shard_range(k)
     offset, stride = form.spacing(plan) if plan.codec == "none" else (None, None)
     record = ShardRecord(
@@ -129,8 +140,7 @@ def write_payloads(
         fingerprint=fingerprint,
         labels=_write(root, form.labels_file(plan, k), labels) if labels else {},
     )
-    if not owned():
-        raise InUseError(f"{root}: shard {k} was taken over by another process, and is left to it")
+    check_owned()
     write_json(record_file, record.to_json())
     return record
 

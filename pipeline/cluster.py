@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import typing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -135,6 +136,11 @@ class Cluster:
                 # A line more would be a command of its own in a job's script.
                 if any(isinstance(text, str) and text and text.splitlines() != [text] for text in texts):
                     raise UsageError(f"{section.name}.{key.name}: got a line break; accepted: one line")
+
+        try:
+            shlex.split(self.cluster.container)
+        except ValueError as error:
+            raise UsageError(f"cluster.container: not words of a shell: {error}") from None
 
     def changed(self, array: str | None, time: str | None, nodes: int | None) -> Cluster:
         """With the values of the options --array (N or N%LIMIT), --time (of all jobs) and --nodes."""

@@ -28,6 +28,7 @@ from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.storage import check_storage
 from hkdpipe.stages.worker import ALONE, Worker
 from hkdpipe.trainer.labels import one_hot
+from hkdpipe.trainer.precision import without_tf32
 from hkdpipe.trainer.sampler import evaluations, network_range, noise_levels, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
@@ -207,7 +208,8 @@ def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch
     noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
     labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
     unit = torch.from_numpy(noise).to(device)
-    states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
+    with without_tf32():
+        states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
     count = last - first
     return stored_numbers(states.transpose(0, 1)[:count], unit[:count], plan)
 
@@ -219,11 +221,12 @@ def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
         if device.type == "cuda"
         else torch.backends.cpu.get_cpu_capability()
     )
+    halved = plan.teacher["architecture"].get("use_fp16", False)
     compressor = {"numcodecs": version("numcodecs")} if plan.codec != "none" else {}
     return {
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
-        "precision": "float32",
+        "precision": "float16" if halved and device.type == "cuda" else "float32",
         "batch_shape": [plan.batch_size, *plan.shape],
         "torch": torch.__version__,
         "numpy": np.__version__,

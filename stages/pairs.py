@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.codecs import pack
-from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.contents import valid_record
+from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.manifests.files import Bytes
 from hkdpipe.manifests.plan import IMPORTED, Plan
+from hkdpipe.manifests.settings import digest
 from hkdpipe.stages.convert import write_missing
 from hkdpipe.stages.generate import make_plan
 from hkdpipe.stages.reporting import Reporter, Summary
@@ -58,8 +61,18 @@ def import_pairs(
     def payloads(k: int) -> tuple[list[Bytes], dict[str, Any]]:
         chosen = files[slice(*plan.shard_range(k))]
         pairs = [read_pair(file, loaded, plan.sigmas[0]) for file in chosen]
-        return [pack(plan, np.stack([pair.start, pair.end])) for pair in pairs], {}
+        return [pack(plan, np.stack([pair.start, pair.end])) for pair in pairs], names(k)
 
+    def names(k: int) -> dict[str, Any]:
+        return {"pairs": digest([file.name for file in files[slice(*plan.shard_range(k))]])}
+
+    for k in range(plan.shards):
+        record = valid_record(out, plan, k)
+        if record is not None and record.fingerprint not in ({}, names(k)):
+            raise UsageError(
+                f"{out}: shard {k} holds other pairs than {source} has in its place now: take another OUT, "
+                "or give new pairs names that come after all others"
+            )
     written, missing = write_missing(out, plan, payloads, reporter, stop)
     left = sum(1 for _ in source.glob("*.npz")) - len(files)
     rows = [
@@ -121,9 +134,12 @@ def read_pair(file: Path, teacher: Teacher, sigma_max: float) -> Pair:
 
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(file, allow_pickle=False) as loaded:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it is a single array")
+        with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{file}: not an .npz of arrays: {error}") from None
 
 

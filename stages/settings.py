@@ -40,7 +40,7 @@ class GenerationSettings:
     REFUSED: ClassVar = dict.fromkeys(("churn", "s_churn", "s_min", "s_max", "s_noise"), _CHURN)
 
     count: int = setting(1_000_000, "trajectories in the archive", minimum=1, kind="growing")
-    steps: int = setting(18, "steps of the deterministic sampler", minimum=2)
+    steps: int = setting(18, "steps of the deterministic sampler", minimum=2, maximum=100_000)
     solver: str = setting(
         "heun",
         "'heun': second order, 2 * steps - 1 network evaluations; 'euler': first order (DDIM), steps of them",

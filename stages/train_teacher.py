@@ -46,6 +46,8 @@ def train_teacher(
     classes = _classes(data) if settings.conditional else None
     channels, height, width = images.shape[1:]
     levels = len(settings.channel_mult)
+    if not levels:
+        raise UsageError("train-teacher.channel_mult: got []; accepted: at least one integer")
     if height != width or height % (1 << (levels - 1)):
         raise InputError(
             f"{data}: pictures of {height}x{width}; accepted: square, a multiple of {1 << (levels - 1)}"

@@ -41,6 +41,8 @@ def architecture_of_state_dict(state: Mapping[str, Tensor], **known: Any) -> Arc
             blocks[res] = max(blocks.get(res, 0), index + 1)
             if index == 0 and f"model.enc.{res}x{res}_block0.qkv.weight" in state:
                 attention.append(res)
+    if sum(blocks.values()) > len(state):
+        raise ValueError("blocks are numbered that are not there: not a network of EDM's")
     if not blocks:
         raise ValueError("no tensor 'model.enc.RxR_block0.conv0.weight': not a network of EDM's")
     res = max(blocks)

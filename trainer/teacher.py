@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -102,7 +101,10 @@ def _from_folder(folder: Path, source: str, device: torch.device | str) -> Teach
         raise InputError(f"{folder / 'config.json'}: architecture: {error}") from None
     weights = folder / "model.safetensors"
     tensors = read_weights(weights, network.state_dict())
-    return Teacher(_frozen(network, tensors).to(device), source, config.get("about", {}))
+    about = config.get("about", {})
+    if not isinstance(about, dict):
+        raise InputError(f"{folder / 'config.json'}: about: got {about!r}; accepted: a table")
+    return Teacher(_frozen(network, tensors).to(device), source, about)
 
 
 def _from_snapshot(file: Path) -> PreconditionedUNet:
@@ -118,7 +120,7 @@ def _from_snapshot(file: Path) -> PreconditionedUNet:
 def _from_state_dict(file: Path) -> PreconditionedUNet:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # unpickling what is something else raises anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{file}: not a state dict ({reason})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,6 @@ def _last(entry: dict[str, object]) -> str:
     state, seconds = entry.get("state"), entry.get("seconds")
     if state == "running":
         return f"begun {entry.get('started')}"
-    if state is None or not isinstance(seconds, int | float):
+    if state is None or not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return ""
     return f"{state}, {duration(seconds)}"

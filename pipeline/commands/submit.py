@@ -229,5 +229,11 @@ def _submit(
             numbers[stage] = slurm.submit(script, _after(stage, numbers, after))
         except HkdpipeError as error:
             raise HkdpipeError(f"{stage}: not submitted: {error}") from None
-        slurm.record_job(run, stage, numbers[stage])
+        try:
+            slurm.record_job(run, stage, numbers[stage])
+        except OSError as error:
+            raise HkdpipeError(
+                f"{stage}: submitted as job {numbers[stage]}, which could not be noted in {run.slurm} "
+                f"({error.strerror}), so that nothing knows of it: scancel {numbers[stage]}"
+            ) from None
     return numbers

@@ -511,6 +511,29 @@ CASES = {
         3,
         r"evaluation\.reference: mine\.npz: missing",
     ),
+    "no channels": Case(
+        "train-teacher --data digits --out new --channel-mult ''",
+        2,
+        r"train-teacher\.channel_mult: got \[\]; accepted: at least one integer",
+    ),
+    "a pickle of nothing": Case(
+        "generate-trajectories --out new --teacher t.pt",
+        3,
+        r"t\.pt: not a state dict \(.*\)",
+        lambda: Path("t.pt").write_bytes(b"\x80\x02."),
+    ),
+    "facts of a teacher that are no table": Case(
+        GENERATE,
+        3,
+        r"teacher/config\.json: about: got \[1\]; accepted: a table",
+        edit("teacher/config.json", lambda config: config.update(about=[1])),
+    ),
+    "an open quote in what starts a container": Case(
+        "submit --run-dir run --cluster c.toml --dry-run",
+        2,
+        r"c\.toml: cluster\.container: not words of a shell: No closing quotation",
+        write("c.toml", '[cluster]\ncontainer = "a \'b"'),
+    ),
     "too few pictures": Case(
         f"{EVALUATE} --set evaluation.reference=images.npz",
         2,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # What building a network from a wrong configuration raises.
-UNFIT = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 
 _CHOICES = {
     "model_type": ("SongUNet", "DhariwalUNet"),

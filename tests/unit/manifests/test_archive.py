@@ -513,6 +513,25 @@ def test_a_shard_that_was_taken_over_is_not_recorded(tmp_path: Path, plan: Plan,
     assert contents.missing_shards(tmp_path, plan) == [0, 1, 2]
 
 
+def test_who_was_taken_over_leaves_a_finished_archive_as_it_is(
+    tmp_path: Path, plan: Plan, values: Values
+) -> None:
+    data = values(plan)
+    writing.begin(tmp_path, plan)
+    for k in range(plan.shards):
+        writing.write_shard(tmp_path, plan, k, data[slice(*plan.shard_range(k))], {})
+    writing.finish(tmp_path, plan)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InUseError, match="shard 0 was taken over by another process, and is left to it"):
+        writing.write_shard(tmp_path, plan, 0, data[4:8], {}, lambda: False)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    # Nor is one begun anew of which only what readers need is there.
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(InputError, match=r"has a manifest but no plan\.json; .* --repair puts it back"):
+        writing.begin(tmp_path, dataclasses.replace(plan, seed=plan.seed + 1))
+    assert archive.open_archive(tmp_path).read(range(10), range(5)).tobytes() == data.tobytes()
+
+
 def test_an_archive_in_the_making_tells_its_rate(tmp_path: Path, plan: Plan, values: Values) -> None:
     """Of all workers together: trajectories after the oldest of the newest records, over the time since."""
     writing.begin(tmp_path, plan)

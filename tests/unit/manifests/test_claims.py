@@ -64,6 +64,26 @@ def test_a_shard_has_one_owner_until_it_is_given_back(tmp_path: Path) -> None:
     assert list((tmp_path / "claims").iterdir()) == []
 
 
+def test_a_claim_that_is_there_though_it_was_refused_is_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS repeats a request of which it did not see the answer, and answers that the link is there."""
+    link = Path.hardlink_to
+
+    def twice(path: Path, target: Path) -> None:
+        link(path, target)
+        link(path, target)
+
+    with Claims(tmp_path) as own, Claims(tmp_path) as other:
+        monkeypatch.setattr(Path, "hardlink_to", twice)
+        assert own.take("3")
+        assert not other.take("3")
+        own.release("3")
+        assert other.take("3")
+        other.release("3")
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
 def test_claim_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
     process = start(HOLD, tmp_path)
     assert line(process) == "True"

@@ -105,9 +105,22 @@ def test_toml_values(text: str, value: Any) -> None:
         ("training.budget=1.5", "training.budget: got 1.5; accepted: an integer, at least 1"),
         ("training.budget=many", 'training.budget: got "many"; accepted: an integer, at least 1'),
         (
-            "evaluation.bootstrap=1",
-            "evaluation.bootstrap: got 1; accepted: 0, or at least 2, for a deviation",
+            "training.budget=" + "1" * 5000,
+            f'training.budget: got "{"1" * 5000}"; accepted: an integer, at least 1',
         ),
+        (
+            "generation.sigma_max=1" + "0" * 400,
+            f"generation.sigma_max: got 1{'0' * 400}; accepted: a number, above 0",
+        ),
+        (
+            "generation.steps=10000000000",
+            "generation.steps: got 10000000000; accepted: an integer, at least 2, at most 100000",
+        ),
+        (
+            "training.budget=" + "[" * 5000,
+            f'training.budget: got "{"[" * 5000}"; accepted: an integer, at least 1',
+        ),
+        ("evaluation.bootstrap=1", "evaluation.bootstrap: got 1; accepted: 0, or at least 2"),
         ("training.ema=[]", "training.ema: got []; accepted: at least one decay; 0 averages nothing"),
         (
             "training.fd_images=1",
@@ -178,6 +191,7 @@ def test_what_a_run_would_refuse_may_serve_a_single_stage(overrides: list[str], 
     [
         (b"[training]\nbudget = \n", "not TOML: Invalid value (at line 2, column 10)"),
         (b"\xff", "not UTF-8 at byte 0"),
+        (b"a = " + b"[" * 5000, "not TOML: maximum recursion depth exceeded"),
     ],
 )
 def test_files_that_are_not_toml(content: bytes, message: str, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hkdpipe.manifests import contents
 from hkdpipe.manifests.archive import open_archive
 from hkdpipe.manifests.errors import InputError, UsageError
 from hkdpipe.pipeline.cli import main
+from hkdpipe.stages import pairs
 from hkdpipe.stages.generate import generate
 from hkdpipe.stages.pairs import holds_pairs, import_pairs
 from hkdpipe.stages.reporting import Silent, Summary
@@ -148,6 +151,28 @@ def test_what_is_no_class_is_named(tmp_path: Path, teachers: Any, label: Any) ->
     np.savez(tmp_path / "pairs" / "path003.npz", endpoints=np.stack(pair(3)), **arrays)
     with pytest.raises(InputError, match=r"path003\.npz: label: got .*; accepted: a class from 0 to 2"):
         run(tmp_path / "pairs", tmp_path / "out", teachers[CLASSES])
+
+
+def test_pairs_may_follow_but_not_come_in_between(
+    tmp_path: Path, teachers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "_plan", small_shards(pairs._plan))
+    write_unconditional(tmp_path / "pairs", False)
+    run(tmp_path / "pairs", tmp_path / "out", teachers[0])
+    first = tmp_path / "pairs" / "path000.npz"
+    shutil.copy(first, tmp_path / "pairs" / "path0005.npz")
+    with pytest.raises(UsageError, match=r"shard \d holds other pairs than .* has in its place now"):
+        run(tmp_path / "pairs", tmp_path / "out", teachers[0])
+    (tmp_path / "pairs" / "path0005.npz").rename(tmp_path / "pairs" / "path999.npz")
+    run(tmp_path / "pairs", tmp_path / "out", teachers[0])
+    with open_archive(tmp_path / "out") as archive:
+        assert len(archive) == COUNT + 1
+        assert np.array_equal(archive.read([COUNT], [0, 1])[0], archive.read([0], [0, 1])[0])
+
+
+def small_shards(make: Any) -> Any:
+    """So that there are several, all of them full."""
+    return lambda *arguments: replace(make(*arguments), shard_size=COUNT // 2)
 
 
 def test_imported_shards_are_never_computed(tmp_path: Path, teachers: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,29 @@ def test_rounding_of_another_machine_is_accepted(made: Path, monkeypatch: pytest
         verification, "fingerprint", lambda plan, device: {**here(plan, device), "device": "another"}
     )
     assert run(made, "deep").data["state"] == "good"
+
+
+def test_states_of_bfloat16_may_differ_by_one_of_its_numbers(made: Path) -> None:
+    """Far from zero these are further apart than the tolerance."""
+    plan = dataclasses.replace(contents.planned(made), dtype="bfloat16", encoding="states", codec="none")
+    states = np.linspace(-300, 300, 64 * 4).reshape(-1, 4, 1, 4, 4).astype(np.float32)
+    bits = states.view(np.uint32) >> 16
+    one, next_one = ((bits + step).astype(np.uint16) for step in (0, 1))
+    assert verification._close(one, next_one, plan)
+    assert not verification._close(one, (bits + 3).astype(np.uint16), plan)
+
+
+def test_a_teacher_of_another_architecture_with_the_same_weights_is_refused(
+    made: Path, teacher: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["architecture"]["preconditioning"] = "vp"
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    before = content(made)
+    with pytest.raises(UsageError, match=r"has the weights of the teacher .* but another architecture"):
+        run(made, "deep", repair=True, teacher=str(tmp_path / "other"))
+    assert content(made) == before
 
 
 def test_manifest_is_put_together_when_all_shards_are_there(made: Path) -> None:

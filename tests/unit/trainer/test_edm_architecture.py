@@ -110,6 +110,12 @@ def test_snapshot_that_contradicts_itself_is_refused(
         teachers.load_teacher(PUBLISHED)
 
 
+def test_blocks_that_are_numbered_and_not_there_are_refused() -> None:
+    """By counting, rather than by building so many."""
+    with pytest.raises(ValueError, match="blocks are numbered that are not there"):
+        architecture_of_state_dict({"model.enc.8x8_block1000000000.conv0.weight": torch.zeros(1)})
+
+
 def test_unknown_class_is_refused() -> None:
     snapshot: Any = dataclasses.replace(read_snapshot(PUBLISHED), class_name="Precond")
     with pytest.raises(ValueError, match="a network of class Precond; accepted: EDMPrecond, VPPrecond"):
