@@ -183,11 +183,7 @@ def test_sigterm_amid_training(inputs: Inputs, tmp_path: Path) -> None:
     places = ["--out", "out", "--teacher", str(inputs.teacher), "--archive", str(inputs.archive())]
     command = ["train", *places, *settings(training=longer, koopman=KOOPMAN)]
     stopped_and_resumed(tmp_path, command, tmp_path / "out" / "metrics.csv", signal.SIGTERM)
-    disturbed, undisturbed = (result("train", tmp_path / name) for name in ("out", "undisturbed"))
-    # Every checkpoint is validated, so that of the stop, too.
-    found, expected = (set(files.pop("validation.csv").splitlines()) for files in (disturbed, undisturbed))
-    assert expected < found
-    assert not different(disturbed, undisturbed)
+    assert not different(*(result("train", tmp_path / name) for name in ("out", "undisturbed")))
 
 
 def test_ctrl_c_amid_generation(inputs: Inputs, tmp_path: Path) -> None:
