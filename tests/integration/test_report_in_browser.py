@@ -73,10 +73,10 @@ def report(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pictures": [{"file": "wide.png", "alt": "A wide picture"}],
         "tables": [{"title": "Numbers", "file": "numbers.csv"}],
     }
-    (folder / "analysis" / "analysis.json").write_text(
-        json.dumps({"title": "Analysis", "sections": [section]})
-    )
     metrics = read_json(folder / "metrics.json")
+    (folder / "analysis" / "analysis.json").write_text(
+        json.dumps({"title": "Analysis", "weights": metrics["export"], "sections": [section]})
+    )
     metrics["checkpoint"]["path"] = "/a/long/path" * 30
     metrics["rows"].append({**metrics["rows"][0], "name": "another-student" * 10})
     metrics["published"] = [{"name": "HKD", "nfe": 1, "fid": 3.3, "source": "a long source " * 10}]
