@@ -136,7 +136,6 @@ class Cluster:
                 # A line more would be a command of its own in a job's script.
                 if any(isinstance(text, str) and text and text.splitlines() != [text] for text in texts):
                     raise UsageError(f"{section.name}.{key.name}: got a line break; accepted: one line")
-
         try:
             shlex.split(self.cluster.container)
         except ValueError as error:

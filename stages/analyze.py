@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hkdpipe.manifests.errors import Interrupted
-from hkdpipe.manifests.files import make_folders, read_json_if_there, sha256_file, write_atomic, write_json
+from hkdpipe.manifests.files import make_folders, read_json_if_there, write_atomic, write_json
 from hkdpipe.stages.band_measurements import (
     BandEffect,
     Generated,
@@ -157,7 +157,7 @@ def analyze(
         out / "analysis.json",
         {
             "title": f"The operators of {model}",
-            "weights": sha256_file(saved_model(model, "ema").weights),
+            "weights": saved_model(model, "ema").sha256,
             "sections": [asdict(section) for section in sections],
         },
     )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import read_json_if_there, sha256_file, write_json
+from hkdpipe.manifests.files import read_json_if_there, write_json
 from hkdpipe.manifests.settings import digest
 from hkdpipe.stages.by_class import Row, class_rows
 from hkdpipe.stages.evaluation_context import Context, Sampler
@@ -78,8 +78,7 @@ def subjects(context: Context, weights: str) -> list[Subject]:
                 f"evaluation.compared: {path} makes images of {model.image_shape} of "
                 f"{model.arch.label_dim} classes; accepted: as the student does"
             )
-        sha256 = sha256_file(saved_model(Path(path), "ema").weights)
-        found.append(Subject(path, 1, model.folded().sample, sha256))
+        found.append(Subject(path, 1, model.folded().sample, saved_model(Path(path), "ema").sha256))
     return found
 
 

@@ -18,7 +18,6 @@ from hkdpipe.manifests.files import (
     make_folders,
     read_json_if_there,
     remove_temporaries,
-    sha256_file,
     write_atomic,
     write_json,
 )
@@ -99,9 +98,8 @@ def evaluate(
         )
 
     if not world.first:
-        if DISTRIBUTION & set(settings.metrics):
-            with open_archive(archive) as trajectories:
-                _measure_distribution(context_of(trajectories, lambda: None), weights)
+        with open_archive(archive) as trajectories:
+            _measure_distribution(context_of(trajectories, lambda: None), weights)
         return Summary(title="evaluate", rows=(("process", f"{world.rank} of {world.size}, done"),))
     with owning(out, f"evaluation in {out}") as check_owned, open_archive(archive) as trajectories:
         context = context_of(trajectories, check_owned)
@@ -160,8 +158,7 @@ def evaluate(
                 write_onnx(student, folder / "model.onnx")
 
         check_owned()
-        student.save(export, about, complete)
-        metrics["export"] = sha256_file(export / "model.safetensors")
+        metrics["export"] = student.save(export, about, complete)
         check_owned()
         remove_parts(out)
         write_report(out, metrics)
@@ -175,7 +172,7 @@ def _inputs(settings: EvaluationSettings, archive: Archive) -> str:
     place = Path(settings.reference)
     files = sorted(path for path in [place, *place.rglob("*")] if path.is_file())
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    models = [sha256_file(saved_model(Path(path), "ema").weights) for path in settings.compared]
+    models = [saved_model(Path(path), "ema").sha256 for path in settings.compared]
     return digest([stamps, models, archive.identity, len(archive)])
 
 
@@ -206,8 +203,7 @@ def _measure(context: Context, weights: str) -> dict[str, Any]:
     settings = context.settings
     result: dict[str, Any] = {"metric": METRICS[settings.features]}
     result |= {"rows": [], "per_class": [], "match": [], "consistency": {}, "speed": []}
-    if DISTRIBUTION & set(settings.metrics):
-        result |= _measure_distribution(context, weights)
+    result |= _measure_distribution(context, weights)
     with context.reporter.phase("pictures", 2, "pictures") as advance:
         sample_picture(context)
         advance(1)
@@ -226,7 +222,10 @@ def _measure(context: Context, weights: str) -> dict[str, Any]:
 
 
 def _measure_distribution(context: Context, weights: str) -> dict[str, Any]:
+    """'rows', 'per_class' and how they were got; nothing where no metric of distributions is asked for."""
     settings, shape = context.settings, context.student.image_shape
+    if not DISTRIBUTION & set(settings.metrics):
+        return {}
     network = load_features(settings.features, settings.inception, shape, context.device)
     reference = load_reference(settings.reference, context.archive, shape)
     rows, per_class = measure_distribution(context, network, reference, weights)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from hkdpipe.manifests.archive import Archive, open_archive
 from hkdpipe.manifests.claims import owning
 from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import make_folders, read_json_if_there, remove_temporaries, sha256_file
+from hkdpipe.manifests.files import make_folders, remove_temporaries, sha256_file
 from hkdpipe.manifests.order import rank_slice
 from hkdpipe.manifests.settings import digest, of_kind
 from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.reporting import Reporter, Summary
 from hkdpipe.stages.running_distance import RunningDistance
 from hkdpipe.stages.settings import EvaluationSettings
+from hkdpipe.stages.state import newest_state
 from hkdpipe.stages.watching import Watch
 from hkdpipe.trainer.checkpoint import TrainingState, checkpoints
 from hkdpipe.trainer.distributed import connected, sum_over_processes
@@ -91,8 +92,8 @@ def train(
                         )
                         watch = Watch(out, reading, state.seen, device, reporter, advance, running)
                         callbacks = _watching(stack.enter_context(closing(watch)), stop, check_owned)
-                    about = {"identity": identity, "init_from": started}
-                    _fit(state, reading, distance, about, out, world, device, callbacks)
+                    origin = {"identity": identity, "init_from": started}
+                    _fit(state, reading, distance, origin, out, world, device, callbacks)
                 replaced = sum_over_processes(reading.replaced(state.seen), world)
     checkpoint = checkpoints(out / "checkpoints")[-1]
     trained_on = len(trajectories) - training.validation
@@ -158,22 +159,16 @@ def started_from(training: TrainingSettings, folder: Path) -> str | None:
     gone since. Raises UsageError where it is another one.
     """
     given = Path(training.init_from) if training.init_from else None
-    for path in reversed(checkpoints(folder)):
-        state = read_json_if_there(path / "state.json")
-        if not isinstance(state, dict) or "init_from" not in state:
-            continue
-        started: str | None = state["init_from"]
-        if given and (started is None or (given.exists() and _weights_sha256(given) != started)):
-            raise UsageError(
-                f"training.init_from: {given} is not what the training in {folder} has begun with; accepted: "
-                "that one, or '', now that it has begun"
-            )
-        return started
-    return _weights_sha256(given) if given else None
-
-
-def _weights_sha256(model: Path) -> str:
-    return sha256_file(saved_model(model, "raw").weights)
+    newest = newest_state(folder)
+    if newest is None or "init_from" not in newest[1]:
+        return saved_model(given, "raw").sha256 if given else None
+    started: str | None = newest[1]["init_from"]
+    if given and (started is None or (given.exists() and saved_model(given, "raw").sha256 != started)):
+        raise UsageError(
+            f"training.init_from: {given} is not what the training in {folder} has begun with; accepted: "
+            "that one, or '', now that it has begun"
+        )
+    return started
 
 
 def training_identity(
@@ -287,7 +282,7 @@ def _fit(
     state: TrainingState[Student],
     reading: Reader,
     distance: Distance | None,
-    started: dict[str, Any],
+    origin: dict[str, Any],
     out: Path,
     world: World,
     device: torch.device,
@@ -314,7 +309,7 @@ def _fit(
         return state.model.loss(module, batch.to(device), distance, training, progress)
 
     about = {
-        **started,
+        **origin,
         "model": state.model.config(),
         "validation": training.validation,
         "classes": list(archive.plan.classes),

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from hkdpipe.manifests.errors import InputError
+from hkdpipe.manifests.errors import InputError, first_line
 from hkdpipe.manifests.files import atomic_folder, read_json, write_json
 from hkdpipe.trainer.assets import asset
 from hkdpipe.trainer.edm_architecture import (
@@ -121,8 +121,7 @@ def _from_state_dict(file: Path) -> PreconditionedUNet:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling what is something else raises anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{file}: not a state dict ({reason})") from None
+        raise InputError(f"{file}: not a state dict ({first_line(error)})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{file}: not a state dict: accepted: a dictionary of tensors by their names")
     try:

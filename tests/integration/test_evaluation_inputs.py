@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import EVALUATION, WORK, Inputs
+from tiny import EVALUATION, Inputs, evaluate_tiny
 
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import read_json
-from hkdpipe.stages.evaluate import evaluate
 from hkdpipe.stages.reporting import Summary
 from hkdpipe.trainer.checkpoint import checkpoints
 from hkdpipe.trainer.world import World
@@ -22,16 +21,7 @@ SETTINGS = dataclasses.replace(EVALUATION, teacher_steps=(), reference="archive"
 
 
 def run(inputs: Inputs, out: Path, world: World | None = None, **changes: Any) -> Summary:
-    return evaluate(
-        str(inputs.teacher),
-        inputs.archive(),
-        inputs.training / "checkpoints",
-        out,
-        out / "export",
-        dataclasses.replace(SETTINGS, **changes),
-        world=world or World(),
-        **WORK,
-    )
+    return evaluate_tiny(inputs, out, dataclasses.replace(SETTINGS, **changes), world)
 
 
 def test_who_helps_has_nothing_to_do_where_no_distance_is_asked_for(inputs: Inputs, tmp_path: Path) -> None:

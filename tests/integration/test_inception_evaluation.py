@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import EVALUATION, WORK, Inputs
+from tiny import EVALUATION, Inputs, evaluate_tiny
 
 from hkdpipe.manifests import rng
 from hkdpipe.manifests.archive import open_archive
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.manifests.files import read_json
-from hkdpipe.stages.evaluate import evaluate
 from hkdpipe.stages.pictures import to_uint8
 from hkdpipe.trainer.checkpoint import checkpoints
 from hkdpipe.trainer.distributed import World
@@ -35,16 +34,7 @@ SETTINGS = dataclasses.replace(
 
 
 def run(inputs: Inputs, weights: Path, out: Path, world: World | None = None, **changes: Any) -> Any:
-    evaluate(
-        str(inputs.teacher),
-        inputs.archive(),
-        inputs.training / "checkpoints",
-        out,
-        out / "export",
-        dataclasses.replace(SETTINGS, inception=str(weights), **changes),
-        world=world or World(),
-        **WORK,
-    )
+    evaluate_tiny(inputs, out, dataclasses.replace(SETTINGS, inception=str(weights), **changes), world)
     return read_json(out / "metrics.json") if world is None or world.first else None
 
 

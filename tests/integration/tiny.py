@@ -13,7 +13,7 @@ import torch
 
 from hkdpipe.stages.evaluate import evaluate
 from hkdpipe.stages.generate import generate
-from hkdpipe.stages.reporting import Silent
+from hkdpipe.stages.reporting import Silent, Summary
 from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
 from hkdpipe.stages.train import train
 from hkdpipe.stages.train_teacher import train_teacher
@@ -106,16 +106,17 @@ def train_tiny(inputs: Inputs, out: Path, form: str = "zarr", training: Training
     train(str(inputs.teacher), archive, out, training, options, world=World(), evaluation=EVALUATION, **WORK)
 
 
-def evaluate_tiny(inputs: Inputs, out: Path) -> None:
-    checkpoints = inputs.training / "checkpoints"
-    evaluate(
+def evaluate_tiny(
+    inputs: Inputs, out: Path, settings: EvaluationSettings = EVALUATION, world: World | None = None
+) -> Summary:
+    return evaluate(
         str(inputs.teacher),
         inputs.archive(),
-        checkpoints,
+        inputs.training / "checkpoints",
         out,
         out / "export",
-        EVALUATION,
-        world=World(),
+        settings,
+        world=world or World(),
         **WORK,
     )
 
@@ -124,7 +125,7 @@ def train_teacher_tiny(inputs: Inputs, out: Path) -> None:
     train_teacher("digits", out, TEACHER_TRAINING, **WORK)
 
 
-STAGES: dict[str, Callable[[Inputs, Path], None]] = {
+STAGES: dict[str, Callable[[Inputs, Path], object]] = {
     "generate-zarr": generate_tiny,
     "generate-webdataset": lambda inputs, out: generate_tiny(inputs, out, "webdataset"),
     "train": lambda inputs, out: train_tiny(inputs, out, training=replace(TRAINING, latent_weight=0.1)),

@@ -178,18 +178,19 @@ class Student(nn.Module):
 
     def save(
         self, folder: Path, about: dict[str, Any], complete: Callable[[Path], None] = lambda folder: None
-    ) -> None:
+    ) -> str:
         """Write the export that `from_pretrained` reads: model.safetensors and config.json.
 
-        `complete` adds to the folder before it appears.
+        `complete` adds to the folder before it appears. Returns the SHA-256 of the weights.
         """
         with atomic_folder(folder) as temporary:
             weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
             data = save(weights)
             (temporary / "model.safetensors").write_bytes(data)
-            checksum = {"sha256": hashlib.sha256(data).hexdigest()}
-            write_json(temporary / "config.json", {**self.config(), **checksum, "about": about})
+            sha256 = hashlib.sha256(data).hexdigest()
+            write_json(temporary / "config.json", {**self.config(), "sha256": sha256, "about": about})
             complete(temporary)
+        return sha256
 
     @classmethod
     def from_pretrained(
@@ -217,6 +218,8 @@ class SavedModel:
     described: Path
     """The file that holds the configuration."""
     weights: Path
+    sha256: str
+    """Of that file; '' where it is missing."""
 
 
 def saved_model(folder: Path, weights: Weights) -> SavedModel:
@@ -224,11 +227,12 @@ def saved_model(folder: Path, weights: Weights) -> SavedModel:
     if (folder / "config.json").is_file():
         described, weights_file = folder / "config.json", folder / "model.safetensors"
         config = read_json(described)
+        sha256 = sha256_file(weights_file) if weights_file.is_file() else ""
         # Exports of earlier versions name no checksum.
         checksum = config.get("sha256") if isinstance(config, dict) else None
-        if checksum and weights_file.is_file() and sha256_file(weights_file) != checksum:
+        if checksum and sha256 and sha256 != checksum:
             raise InputError(f"{weights_file}: damaged (its checksum is not the one in config.json)")
-        return SavedModel(config, described, weights_file)
+        return SavedModel(config, described, weights_file, sha256)
     if (folder / "state.json").is_file():
         state = read_state(folder)
         names = {Path(name).stem for name in state["sha256"] if name.endswith(".safetensors")}
@@ -236,7 +240,7 @@ def saved_model(folder: Path, weights: Weights) -> SavedModel:
         if weights not in known:
             raise UsageError(f"evaluation.weights: got '{weights}'; {folder} has {', '.join(known)}")
         file = f"{'weights' if weights == 'raw' else weights}.safetensors"
-        return SavedModel(state.get("model"), folder / "state.json", folder / file)
+        return SavedModel(state.get("model"), folder / "state.json", folder / file, state["sha256"][file])
     raise InputError(
         f"{folder}: no such model; accepted: a checkpoint, or an export (a folder with config.json)"
     )
