@@ -62,29 +62,23 @@ class Claims:
         while True:
             temporary = self._temporary(name)
             try:
-                # A link appears with its content, or not at all if there is a claim.
                 temporary.write_text(content)
-                path.hardlink_to(temporary)
-            except FileExistsError:
-                if temporary.stat().st_nlink > 1:
-                    # Linked after all: on NFS the answer may be to a request that was sent twice (open(2)).
-                    with self._lock:
-                        self._held.add(name)
-                    return True
-                abandoned = self._abandoned(path)
-                if abandoned is None:
-                    return False
-                self._move_away(path, abandoned)
+                taken = _linked(temporary, path)
             except FileNotFoundError:
                 # Another process tidied up (`remove_leftovers`), if only the file is gone.
                 if not self._folder.is_dir():
                     raise
-            else:
+                continue
+            finally:
+                temporary.unlink(missing_ok=True)
+            if taken:
                 with self._lock:
                     self._held.add(name)
                 return True
-            finally:
-                temporary.unlink(missing_ok=True)
+            abandoned = self._abandoned(path)
+            if abandoned is None:
+                return False
+            self._move_away(path, abandoned)
 
     def remove_leftovers(self) -> None:
         """Delete what killed processes left; living ones that are just taking a claim try again."""
@@ -228,3 +222,13 @@ def _started(pid: Any) -> int | None:
     except (OSError, ValueError, TypeError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Put a claim in place: it appears with its content, or not at all (False) if there is one."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        # On NFS that may answer a request that was sent twice: the number of links tells (open(2)).
+        return temporary.stat().st_nlink > 1
+    return True
