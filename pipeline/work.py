@@ -102,8 +102,11 @@ def generate(
 
 def train(config: Config, archive: Path | str, out: Path, work: Work, run: RunDir | None = None) -> Summary:
     from hkdpipe.stages.train import train
+    from hkdpipe.trainer.allocator import keep_freed_memory
 
     def call() -> Summary:
+        if work.device.type == "cpu":
+            keep_freed_memory()
         return train(
             config.teacher.source,
             archive,

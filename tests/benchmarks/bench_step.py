@@ -4,8 +4,9 @@
 an untrained network of CIFAR-10's size for a few. A step of training reads its batch from an archive and
 computes the loss (without the perceptual part), the gradient, its norm, Adam's step and the average of the
 weights. The bare one has the same number of images in memory and does a forward and a backward pass and
-Adam's step. They take turns, step by step, in one process; printed are the median of the ratios of one turn,
-and its quartiles, of the time and of the processors' time, which a busy machine disturbs less.
+Adam's step. Both get memory as `hkdpipe train` does. They take turns, step by step, in one process; printed
+are the median of the ratios of one turn, and its quartiles, of the time and of the processors' time, which a
+busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hkdpipe.stages.reading import Reader
 from hkdpipe.stages.reporting import Silent
 from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.train import new_student, read_batch
+from hkdpipe.trainer.allocator import keep_freed_memory
 from hkdpipe.trainer.loop import LoopSettings, prefetched, step
 from hkdpipe.trainer.loss import Batch
 from hkdpipe.trainer.networks import PreconditionedUNet
@@ -110,6 +112,7 @@ def compare(name: str, source: str, generation: GenerationSettings, batch_size: 
 
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    keep_freed_memory()
     compare("digits teacher", "digits", GenerationSettings(count=1024, shard_size=512, steps=4), 256, steps)
     with tempfile.TemporaryDirectory() as folder:
         network = PreconditionedUNet(CIFAR10_NETWORK)
