@@ -210,6 +210,12 @@ class EvaluationSettings:
             raise UsageError(
                 f"evaluation.metrics: got {list(self.metrics)}; accepted: 'fd_without_evolution' beside 'fd'"
             )
+        rows = ["student", "teacher", *self.compared]
+        if shared := [path for path in self.compared if rows.count(path) > 1]:
+            raise UsageError(
+                f"evaluation.compared: '{shared[0]}' would be the name of two rows; accepted: paths that "
+                "differ from each other and from 'student' and 'teacher', as './student'"
+            )
         if self.bootstrap == 1:
             raise UsageError("evaluation.bootstrap: got 1; accepted: 0, or at least 2")
         if "precision_recall" in self.metrics and self.samples < 4:

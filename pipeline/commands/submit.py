@@ -28,6 +28,7 @@ from hkdpipe.pipeline.options import (
 )
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.rundir import RunDir, changes, check_change
+from hkdpipe.pipeline.work import check_stages_fit
 from hkdpipe.stages.reporting import Summary
 
 # What becomes of a stage.
@@ -91,6 +92,8 @@ def command(
     complete = {state.name for state in run.states(config) if state.state == "complete"}
     plan = _plan(chosen, complete, live, after)
     _check_predecessors(run, plan, live, tasks)
+    if MISSING in plan.values() and not (cluster.cluster.container or cluster.cluster.program):
+        _warn_of_failures(config)
 
     if dry_run:
         if plan["generation"] == MISSING:
@@ -129,6 +132,14 @@ def _check_processes(config: Config, cluster: Cluster) -> None:
             f"training.batch_size: got {config.training.batch_size}; accepted: a multiple of the processes, "
             f"of which {cluster.training.nodes} nodes have {processes}"
         )
+
+
+def _warn_of_failures(config: Config) -> None:
+    """Say what a stage would fail by on this machine. The nodes may have files that are not here."""
+    try:
+        check_stages_fit(config)
+    except HkdpipeError as error:
+        click.echo(f"submit: on this machine the jobs would fail; {error}", err=True)
 
 
 def _check_configuration(run: RunDir, config: Config, live: Mapping[str, str]) -> None:

@@ -82,7 +82,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     sys.modules["hkdpipe.stages.sample"].sample_teacher = fakes.sample_teacher
     world = SimpleNamespace(first=True, size=1, rank=0)
     distributed = SimpleNamespace(
-        world_from_environment=lambda: world, choose_device=lambda name, world: f"device {name}"
+        world_from_environment=lambda: world,
+        choose_device=lambda name, world: SimpleNamespace(type=f"device {name}"),
     )
     monkeypatch.setitem(sys.modules, "hkdpipe.trainer.distributed", distributed)
     return fakes

@@ -85,6 +85,18 @@ def test_each_stage_follows_the_one_before(slurm: Slurm, hkdpipe: Hkdpipe) -> No
     assert Path(X, "logs").is_dir()
 
 
+def test_what_would_fail_is_said_before_it_waits_in_the_queue(slurm: Slurm, hkdpipe: Hkdpipe) -> None:
+    """And submitted: the nodes may have the file. In a container, nothing can be known of them."""
+    missing = (*SUBMIT, "--preset", "digits", "--set", "teacher.source=missing.pkl")
+    ran = hkdpipe(*missing)
+    assert ran.code == 0, ran.err
+    assert "submit: on this machine the jobs would fail; missing.pkl: no such" in ran.err
+    assert len(slurm.submitted) == 3
+    assert "would fail" in hkdpipe(*missing, "--dry-run").err
+    Path("cluster.toml").write_text("[cluster]\ncontainer = 'apptainer exec hkdpipe.sif'\n")
+    assert "would fail" not in hkdpipe(*missing, "--dry-run").err
+
+
 def test_after_another_job(slurm: Slurm, hkdpipe: Hkdpipe) -> None:
     assert hkdpipe(*SUBMIT, "--preset", "digits", "--after", "99").code == 0
     assert slurm.submitted[:2] == [

@@ -175,6 +175,14 @@ def test_distance_without_evolution_needs_the_distance() -> None:
         dataclasses.replace(EvaluationSettings(), metrics=("fd_without_evolution", "speed"))
 
 
+@pytest.mark.parametrize("paths", [("student",), ("runs/a", "runs/b", "runs/a")])
+def test_every_row_has_a_name_of_its_own(paths: tuple[str, ...]) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^evaluation\.compared: '{paths[0]}' .* two rows; accepted: .*'./student'"
+    ):
+        EvaluationSettings(compared=paths)
+
+
 def test_the_row_without_evolution_is_of_a_student_without_operators(students: tuple[HKD, HKD]) -> None:
     _, none = students
     asked: dict[str, Any] = {"metrics": ("fd", "fd_without_evolution"), "teacher_steps": ()}
