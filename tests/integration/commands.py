@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,8 +98,8 @@ class Running:
 @contextmanager
 def started(folder: Path, *arguments: str) -> Iterator[Running]:
     """`hkdpipe ...` started in `folder`; killed at the end of the body if it is still there."""
-    log = folder / "stderr.log"
-    with log.open("w") as stderr:
+    # Each has a file of its own: of two in one file, the second would write over what the first has said.
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".log", delete=False) as stderr:
         process = subprocess.Popen(
             [HKDPIPE, *arguments],
             cwd=folder,
@@ -108,7 +109,7 @@ def started(folder: Path, *arguments: str) -> Iterator[Running]:
             text=True,
         )
     try:
-        yield Running(process, log)
+        yield Running(process, Path(stderr.name))
     finally:
         process.kill()
         process.wait()
