@@ -61,11 +61,15 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
 @contextmanager
 def working(device: str, quiet: bool) -> Iterator[Work]:
     with stop_requests(quiet or not first_process()) as stop:
+        from hkdpipe.trainer.allocator import keep_freed_memory
         from hkdpipe.trainer.distributed import choose_device
         from hkdpipe.trainer.world import world_from_environment
 
         world = world_from_environment()
-        yield Work(choose_device(device, world), world, make_reporter(quiet), stop)
+        chosen = choose_device(device, world)
+        if chosen.type == "cpu":
+            keep_freed_memory()
+        yield Work(chosen, world, make_reporter(quiet), stop)
 
 
 def check_stages_fit(config: Config) -> None:
@@ -102,11 +106,8 @@ def generate(
 
 def train(config: Config, archive: Path | str, out: Path, work: Work, run: RunDir | None = None) -> Summary:
     from hkdpipe.stages.train import train
-    from hkdpipe.trainer.allocator import keep_freed_memory
 
     def call() -> Summary:
-        if work.device.type == "cpu":
-            keep_freed_memory()
         return train(
             config.teacher.source,
             archive,
