@@ -10,7 +10,13 @@ import torch
 from scipy import fft
 from torch import Tensor
 
-from hkdpipe.trainer.koopman import KoopmanOperator, cosine_maps, evolution_time
+from hkdpipe.trainer.koopman import (
+    KoopmanOperator,
+    cosine_maps,
+    evolution_time,
+    evolved,
+    propagators,
+)
 
 Relative = Callable[[Tensor, Tensor], float]
 
@@ -46,8 +52,8 @@ def test_evolution_is_the_matrix_exponential_of_the_block_matrix(
 ) -> None:
     evolve = operator(dtype, sharing)
     z, dt = torch.randn(4, 6, 3, 2, dtype=dtype), torch.tensor([-1.0, -0.3, 0.0, 0.8], dtype=dtype)
-    propagators = torch.linalg.matrix_exp(generator(evolve).double() * dt.double()[:, None, None, None, None])
-    expected = torch.einsum("nhwij,njhw->nihw", propagators, z.double())
+    dense = torch.linalg.matrix_exp(generator(evolve).double() * dt.double()[:, None, None, None, None])
+    expected = torch.einsum("nhwij,njhw->nihw", dense, z.double())
     assert relative(evolve(z, dt).detach(), expected) < tolerance
 
 
@@ -143,16 +149,37 @@ def test_semigroup_law_of_the_operator(relative: Relative) -> None:
 
 
 @SHARINGS
-def test_gradients_of_the_evolution_match_finite_differences(sharing: str) -> None:
+@pytest.mark.parametrize(("rows", "times"), [(2, 2), (2, 1), (1, 2)])
+def test_gradients_of_the_evolution_match_finite_differences(sharing: str, rows: int, times: int) -> None:
+    """Of every row its own time, of all one time, and of one row several."""
     made = operator(sharing=sharing, alpha_bound=1.5)
-    z = torch.randn(2, 6, 3, 2, dtype=torch.float64, requires_grad=True)
-    dt = torch.tensor([-0.7, 0.4], dtype=torch.float64)
+    z = torch.randn(rows, 6, 3, 2, dtype=torch.float64, requires_grad=True)
+    dt = torch.tensor([-0.7, 0.4], dtype=torch.float64)[:times]
 
     def evolve(alpha: Tensor, beta: Tensor, z: Tensor) -> Tensor:
         result: Tensor = torch.func.functional_call(made, {"alpha": alpha, "beta": beta}, (z, dt))
         return result
 
     assert torch.autograd.gradcheck(evolve, (made.alpha, made.beta, z))
+    with torch.no_grad():
+        fixed = propagators([made], dt)[0]
+    assert torch.autograd.gradcheck(lambda z: evolved(z, *fixed), z)
+
+
+def test_compiled_evolution_and_its_gradients_are_the_same() -> None:
+    """A compiler is given the formula, whose derivative it finds by itself."""
+    made = operator()
+    z, dt = torch.randn(3, 6, 3, 2, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
+    weights = torch.randn_like(z)
+
+    def run(evolve: Callable[..., Tensor]) -> list[Tensor]:
+        inputs = [z.clone().requires_grad_(), made.alpha, made.beta]
+        found = evolve(inputs[0], dt)
+        return [found, *torch.autograd.grad((found * weights).sum(), inputs)]
+
+    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(run(made), run(compiled), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
