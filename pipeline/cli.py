@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -135,9 +134,6 @@ def _interrupted(error: BaseException, arguments: Sequence[str]) -> int:
         again = f"the same {started.name} command" if started else shlex.join(["hkdpipe", *arguments])
         what = f"interrupted ({error})" if isinstance(error, Interrupted) else "interrupted"
         click.echo(f"hkdpipe: {what}; to go on: {again}", err=True)
-        # For a job's script, which sees the exit code of torchrun alone.
-        if told := os.environ.get("HKDPIPE_STOPPED"):
-            Path(told).touch()
     return Interrupted.exit_code
 
 

@@ -45,8 +45,9 @@ MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
 export MASTER_ADDR MASTER_PORT
 """
 
-# Whatever its processes exit with, torchrun exits with 1: that they were stopped at a safe point they tell by
-# a file. A torchrun that knows these settings passes USR2 on, and has patience.
+# Told to stop, torchrun exits with 1, whatever its processes exit with, and also while they are starting: so
+# the shell that starts it notes in a file that it was told. A torchrun that knows these settings passes USR2
+# on, and has patience.
 _TORCHRUN_BEGIN = """\
 export PET_MASTER_ADDR="$MASTER_ADDR" PET_MASTER_PORT="$MASTER_PORT"
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2 PET_SHUTDOWN_TIMEOUT={notice}
@@ -55,11 +56,15 @@ rm -f "$HKDPIPE_STOPPED"
 # The task expands what stands in single quotes: it alone knows the number of its node.
 # shellcheck disable=SC2016
 """
+# The shell hears a signal when torchrun has ended, which hears it too.
+_TORCHRUN_TASK = """\
+trap ': > "$HKDPIPE_STOPPED"' TERM USR2; PET_NODE_RANK="$SLURM_NODEID" "$@"; exit "$?"\
+"""
 _TORCHRUN_END = """\
-if [ -e "$HKDPIPE_STOPPED" ]; then
+if [ "$code" -ne 0 ] && [ -e "$HKDPIPE_STOPPED" ]; then
     code=75
-    rm "$HKDPIPE_STOPPED"
 fi
+rm -f "$HKDPIPE_STOPPED"
 """
 
 
@@ -165,7 +170,7 @@ def _started(settings: JobSettings, common: ClusterSettings) -> list[str]:
     return [
         "bash",
         "-c",
-        'PET_NODE_RANK="$SLURM_NODEID" exec "$@"',
+        _TORCHRUN_TASK,
         "torchrun",
         *container,
         *torchrun,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -94,6 +95,18 @@ def checkpoints(path: Path) -> list[str]:
     return sorted(folder.name for folder in path.glob("training/checkpoints/step-*"))
 
 
+def programs_of(job: str) -> set[str]:
+    """Names of the programs that run on this machine for a job."""
+    found = set()
+    mark = f"SLURM_JOB_ID={job}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                # Python's own program is a script.
+                found |= {Path(word).name for word in (folder / "cmdline").read_text().split("\0")[:2]}
+    return found
+
+
 def measured(path: Path) -> Any:
     """The evaluation, without the folders that it names."""
     return json.loads((path / "evaluation" / "metrics.json").read_text())["rows"]
@@ -182,13 +195,18 @@ def test_torchrun_on_each_node_is_stopped_and_goes_on(
         run_of.hkdpipe("submit", "--cluster", "cluster.toml", "--stages", "training", "--json")
     )
     job = json.loads(submitted.out.splitlines()[-1])["training"]["job"]
+    log = f"training-{job}"
+    # While its processes are starting, and cannot stop at a safe point yet.
+    cluster.wait_for(lambda: "hkdpipe" in programs_of(job), "processes of the training")
+    cluster.ask("scancel", "--signal=USR2", job)
+    run_of.wait_for(log, f"job {job}: exit code 75")
     cluster.wait_for(lambda: len(checkpoints(run_of.path)) > 0, "checkpoint")
     cluster.ask("scancel", "--signal=USR2", job)
-    run_of.wait_for(f"training-{job}", f"job {job}: exit code 75")
+    run_of.wait_for(log, f"job {job}: exit code 75", times=2)
     assert checkpoints(run_of.path)[-1] < "step-00000250"
     cluster.ask("shellcheck", str(run_of.path / "slurm" / "training.sh"))
     assert cluster.wait_for_end(job) == {"COMPLETED"}
-    assert f"job {job} on n[1-2], restart 1" in run_of.log(f"training-{job}")
+    assert f"job {job} on n[1-2], restart 2" in run_of.log(log)
     two = [TORCHRUN, "--standalone", "--no-python", "--nproc-per-node", "2"]
     succeeded(run([*two, HKDPIPE, "train", "--run-dir", str(tmp_path / "local")], tmp_path))
     for name in ("weights.safetensors", "ema.safetensors"):

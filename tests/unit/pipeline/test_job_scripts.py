@@ -31,7 +31,7 @@ STAND_INS = {
     """,
     "torchrun": """
         echo "torchrun $* as node $PET_NODE_RANK at $PET_MASTER_ADDR:$PET_MASTER_PORT" >> calls
-        [ -z "$STOPPED" ] || touch "$HKDPIPE_STOPPED"
+        [ -z "$SIGNAL" ] || kill -s "$SIGNAL" "$PPID"
     """,
     "squeue": 'echo "$STATE"',
     "scontrol": """
@@ -161,17 +161,19 @@ def test_torchrun_starts_the_processes_of_its_node() -> None:
     assert " torchrun " not in script("training", alone)
 
 
-def test_torchrun_does_not_hide_how_a_stage_ends() -> None:
-    """It exits with 1 whatever its processes say."""
+@pytest.mark.parametrize(
+    ("code", "signal", "ends"), [(1, "USR2", 75), (1, "TERM", 75), (1, "", 1), (0, "", 0), (0, "USR2", 0)]
+)
+def test_torchrun_does_not_hide_that_it_was_told_to_stop(code: int, signal: str, ends: int) -> None:
+    """It exits with 1 whatever its processes say. Its signal goes to the shell that started it, too."""
     text = script("training", TORCHRUN)
     folder = Path("runs/a/slurm")
     folder.mkdir(parents=True)
-    for code, stopped, ends in ((1, "yes", 75), (1, "", 1), (0, "", 0)):
-        (folder / "stopped-8").touch()  # of a job that was killed
-        ended, calls, _ = played(text, code, **JOB, PLAY="yes", STOPPED=stopped)
-        assert ended == ends
-        assert requeued(calls) == (["scontrol requeue 8"] if stopped else [])
-        assert not list(folder.iterdir())
+    (folder / "stopped-8").touch()  # of a job that was killed
+    ended, calls, _ = played(text, code, **JOB, PLAY="yes", SIGNAL=signal)
+    assert ended == ends
+    assert requeued(calls) == (["scontrol requeue 8"] if ends == 75 else [])
+    assert not list(folder.iterdir())
 
 
 def test_containers_and_environments() -> None:
