@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hkdpipe.manifests.errors import HkdpipeError
+from hkdpipe.manifests.errors import HkdpipeError, first_line
 from hkdpipe.pipeline.config import Config
 from hkdpipe.pipeline.progress import first_process, make_reporter
 from hkdpipe.pipeline.record import recorded
@@ -46,8 +46,9 @@ class Work:
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            reason = str(error).strip().partition("\n")[0]
-            raise HkdpipeError(f"{stage}: out of memory ({reason}); take a smaller batch_size") from None
+            raise HkdpipeError(
+                f"{stage}: out of memory ({first_line(error)}); take a smaller batch_size"
+            ) from None
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> bool:

@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Let this process keep what its tensors give back, for the next ones.
 
     glibc returns large pieces to the system, which clears every page when they are asked for again; each step
-    of a training asks for the same ones. Elsewhere nothing is done. (mallopt(3))
+    of a training, and each batch of a sampler, asks for the same ones. Elsewhere nothing is done. (mallopt(3))
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

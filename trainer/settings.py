@@ -82,7 +82,13 @@ class TrainingSettings:
         "needed any more; '': none",
         kind="operational",
     )
-    seed: int = setting(0, "seed of the reading order and of the times", minimum=0, maximum=MAX_SEED)
+    seed: int = setting(
+        0,
+        "seed of all that a training draws: reading order, times, what replaces damaged trajectories, and the "
+        "weights and the noise of kdm",
+        minimum=0,
+        maximum=MAX_SEED,
+    )
     order: str = setting(
         "full",
         "reading order of an epoch: 'full': a permutation of all trajectories; 'blocks': of the shards, then "
@@ -143,7 +149,7 @@ class TrainingSettings:
         100_000, "trajectories between checkpoints", minimum=1, kind="operational"
     )
     checkpoint_minutes: float = setting(
-        15.0, "minutes between checkpoints, if that is sooner; 0: any", minimum=0.0, kind="operational"
+        15.0, "minutes between checkpoints, if that is sooner; 0: by trajectories alone", minimum=0.0, kind="operational"
     )
     fd_images: int = setting(
         0,
