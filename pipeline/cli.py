@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -123,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int) -> int:
     rank = told_rank()
+    if launcher():
+        # It ends the others when one has failed. Whom that finds on the way out shall not look stopped.
+        atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     speaker = "hkdpipe: error" if rank == "0" else f"hkdpipe: error (rank {rank})"
     click.echo(f"{speaker}: {' '.join(message.splitlines())}", err=True)
     return code
@@ -134,6 +140,9 @@ def _interrupted(error: BaseException, arguments: Sequence[str]) -> int:
         again = f"the same {started.name} command" if started else shlex.join(["hkdpipe", *arguments])
         what = f"interrupted ({error})" if isinstance(error, Interrupted) else "interrupted"
         click.echo(f"hkdpipe: {what}; to go on: {again}", err=True)
+        # For a job's script, which sees the exit code of torchrun alone.
+        if told := os.environ.get("HKDPIPE_STOPPED"):
+            Path(told).touch()
     return Interrupted.exit_code
 
 

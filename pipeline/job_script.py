@@ -45,9 +45,10 @@ MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"
 export MASTER_ADDR MASTER_PORT
 """
 
-# Told to stop, torchrun exits with 1, whatever its processes exit with, and also while they are starting: so
-# the shell that starts it notes in a file that it was told. A torchrun that knows these settings passes USR2
-# on, and has patience.
+# Whatever its processes exit with, torchrun exits with 1: that they stopped at a safe point the first of them
+# tells by a file. While they start they cannot, so the shell that starts torchrun does where USR2 came; not
+# for TERM, which srun sends to the others when one has failed. A torchrun that knows these settings passes
+# USR2 on, and has patience.
 _TORCHRUN_BEGIN = """\
 export PET_MASTER_ADDR="$MASTER_ADDR" PET_MASTER_PORT="$MASTER_PORT"
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2 PET_SHUTDOWN_TIMEOUT={notice}
@@ -58,7 +59,7 @@ rm -f "$HKDPIPE_STOPPED"
 """
 # The shell hears a signal when torchrun has ended, which hears it too.
 _TORCHRUN_TASK = """\
-trap ': > "$HKDPIPE_STOPPED"' TERM USR2; PET_NODE_RANK="$SLURM_NODEID" "$@"; exit "$?"\
+trap ': > "$HKDPIPE_STOPPED"' USR2; PET_NODE_RANK="$SLURM_NODEID" "$@"; exit "$?"\
 """
 _TORCHRUN_END = """\
 if [ "$code" -ne 0 ] && [ -e "$HKDPIPE_STOPPED" ]; then

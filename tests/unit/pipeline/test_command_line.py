@@ -476,3 +476,14 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run([command, "config", "--explain"], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("rank", "ends"), [("1", 2), (None, -signal.SIGTERM)])
+def test_a_process_of_several_that_has_failed_cannot_look_stopped(rank: str | None, ends: int) -> None:
+    """srun ends the others with TERM as soon as one has failed, as they are on their way out themselves."""
+    code = (
+        "import atexit, os, signal, sys; atexit.register(os.kill, os.getpid(), signal.SIGTERM); "
+        "from hkdpipe.pipeline.cli import main; sys.exit(main(['config', '--preset', 'none']))"
+    )
+    told = {"RANK": rank, "WORLD_SIZE": "2"} if rank else {}
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, **told}).returncode == ends

@@ -32,6 +32,7 @@ STAND_INS = {
     "torchrun": """
         echo "torchrun $* as node $PET_NODE_RANK at $PET_MASTER_ADDR:$PET_MASTER_PORT" >> calls
         [ -z "$SIGNAL" ] || kill -s "$SIGNAL" "$PPID"
+        [ -z "$STOPPED" ] || touch "$HKDPIPE_STOPPED"
     """,
     "squeue": 'echo "$STATE"',
     "scontrol": """
@@ -162,15 +163,24 @@ def test_torchrun_starts_the_processes_of_its_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "signal", "ends"), [(1, "USR2", 75), (1, "TERM", 75), (1, "", 1), (0, "", 0), (0, "USR2", 0)]
+    ("code", "signal", "stopped", "ends"),
+    [
+        (1, "USR2", "", 75),  # while it was starting
+        (1, "USR2", "yes", 75),
+        (1, "TERM", "yes", 75),
+        (1, "TERM", "", 1),  # as another one had failed
+        (1, "", "", 1),
+        (0, "", "", 0),
+        (0, "USR2", "", 0),
+    ],
 )
-def test_torchrun_does_not_hide_that_it_was_told_to_stop(code: int, signal: str, ends: int) -> None:
-    """It exits with 1 whatever its processes say. Its signal goes to the shell that started it, too."""
+def test_torchrun_does_not_hide_how_a_stage_ends(code: int, signal: str, stopped: str, ends: int) -> None:
+    """It exits with 1 whatever its processes say. The signal goes to the shell that started it, too."""
     text = script("training", TORCHRUN)
     folder = Path("runs/a/slurm")
     folder.mkdir(parents=True)
     (folder / "stopped-8").touch()  # of a job that was killed
-    ended, calls, _ = played(text, code, **JOB, PLAY="yes", SIGNAL=signal)
+    ended, calls, _ = played(text, code, **JOB, PLAY="yes", SIGNAL=signal, STOPPED=stopped)
     assert ended == ends
     assert requeued(calls) == (["scontrol requeue 8"] if ends == 75 else [])
     assert not list(folder.iterdir())
