@@ -84,8 +84,8 @@ class TrainingSettings:
     )
     seed: int = setting(
         0,
-        "seed of all that a training draws: reading order, times, what replaces damaged trajectories, and the "
-        "weights and the noise of kdm",
+        "seed of all that a training draws: reading order, times, replacements of damaged trajectories, and "
+        "the weights and the noise of kdm",
         minimum=0,
         maximum=MAX_SEED,
     )
@@ -149,7 +149,10 @@ class TrainingSettings:
         100_000, "trajectories between checkpoints", minimum=1, kind="operational"
     )
     checkpoint_minutes: float = setting(
-        15.0, "minutes between checkpoints, if that is sooner; 0: by trajectories alone", minimum=0.0, kind="operational"
+        15.0,
+        "minutes between checkpoints, if that is sooner; 0: by trajectories alone",
+        minimum=0.0,
+        kind="operational",
     )
     fd_images: int = setting(
         0,

@@ -22,7 +22,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+LIBRARY, VERSION = platform.libc_ver()
+
+
+@pytest.mark.skipif(
+    LIBRARY != "glibc" or tuple(map(int, VERSION.split("."))) < (2, 35), reason="needs glibc 2.35"
+)
 def test_memory_that_tensors_give_back_is_not_cleared_again() -> None:
     """In a process of its own: what is set there lasts."""
     faults = {
