@@ -77,6 +77,7 @@ def command(
         place = archive or out / "trajectories"
         if archive is None:
             stages.generate(comparison.base, out / "trajectories", work, wait=True)
+        _check_archive(place, out)
         elsewhere, failed = 0, []
         for number, trial in enumerate(planned, 1):
             if _result(out, trial) is None:
@@ -126,6 +127,24 @@ def _check(comparison: Comparison, planned: Sequence[Trial], out: Path) -> None:
                     f"{change.key}: {run.path} has {json.dumps(change.stored)}, given "
                     f"{json.dumps(change.given)}: keep the value, or take another --out"
                 )
+
+
+def _check_archive(archive: Path | str, out: Path) -> None:
+    """Refuse another archive than the one that the trainings in `out` learn from; of the first, note it."""
+    from hkdpipe.manifests.archive import open_archive
+
+    with open_archive(archive) as opened:
+        found = {"identity": opened.identity, "trajectories": len(opened)}
+    make_folders(out)
+    with Claims(out) as claims, claims.waiting("archive"):
+        begun_with = read_json_if_there(out / "archive.json")
+        if begun_with is None:
+            write_json(out / "archive.json", found)
+        elif begun_with != found:
+            raise UsageError(
+                f"--archive: {archive} has other trajectories than what the trainings in {out} learn from; "
+                "keep that one, or take another --out"
+            )
 
 
 def _perform(trial: Trial, out: Path, archive: Path | str, work: Work) -> None:

@@ -136,6 +136,25 @@ def test_other_settings_are_refused_where_a_row_has_begun(
     assert trained() == before
 
 
+def test_another_archive_is_refused(
+    compare: list[str], inputs: Inputs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of two would stand in one table; a copy of the same is as good."""
+    shutil.rmtree("out/kd")
+    other = ["generate-trajectories", "--teacher", str(inputs.teacher), *settings(generation=GENERATION)]
+    succeeded(called(capfd, *other, "--out", "other", "--set", "generation.seed=5"))
+    ran = called(capfd, *compare, "--archive", "other")
+    assert ran.code == 2
+    assert ran.errors == [
+        "--archive: other has other trajectories than what the trainings in out learn from; keep that one, "
+        "or take another --out"
+    ]
+    assert not Path("out/kd").exists()
+    shutil.copytree("out/trajectories", "moved")
+    succeeded(called(capfd, *compare, "--archive", "moved"))
+    assert [line["seeds"] for line in lines()] == ["2", "2", "2", "2"]
+
+
 def test_a_row_that_diverges_does_not_keep_the_others_from_their_end(
     inputs: Inputs,
     command: list[str],
