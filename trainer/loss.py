@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hkdpipe.trainer.perceptual import Distance
+from hkdpipe.trainer.perceptual import Distance, difference
 from hkdpipe.trainer.precision import exact
 from hkdpipe.trainer.settings import TrainingSettings
 
@@ -91,9 +91,7 @@ def distillation_loss(
     """
     states, sigmas, labels = batch.flat()
     images = model(states, sigmas, labels)
-    return image_terms(
-        images, batch.for_each_state(batch.ends), shares(batch, training), distance, training, progress
-    )
+    return image_terms(images, batch.ends, shares(batch, training), distance, training, progress)
 
 
 def image_terms(
@@ -106,11 +104,12 @@ def image_terms(
 ) -> dict[str, Tensor]:
     """'loss', which is d, and its parts 'mse' and 'perceptual', unweighted.
 
-    images and ends (N, C, H, W); share (N,) is what each adds to the sums, which are in float32 or better.
+    images (N, C, H, W), of one or more states of each trajectory, and the trajectories' ends (B, C, H, W);
+    share (N,) is what each image adds to the sums, which are in float32 or better.
     """
     images = exact(images)
     share = share.to(images)
-    mse = weighted_sum(((images - ends.to(images)) ** 2).mean(dim=(1, 2, 3)), share)
+    mse = weighted_sum((difference(images, ends.to(images)) ** 2).mean(dim=(1, 2, 3)), share)
     loss = training.mse_weight * mse_decay(progress, training.mse_decades) * mse
     terms = {"mse": mse}
     if distance is not None:

@@ -14,7 +14,10 @@ from hkdpipe.trainer.classifier import load_classifier
 from hkdpipe.trainer.precision import exact
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""distance(a, b) of images (N, C, H, W) in [-1, 1]: (N,), zero for equal ones."""
+"""distance(a, b) of images (N, C, H, W) and (M, C, H, W) in [-1, 1]: (N,), zero for equal ones.
+
+Each of b is compared with N / M successive ones of a, so that its features are computed once.
+"""
 
 # torchvision's classification networks and their files, as the torch hub cache names them.
 BACKBONES = {
@@ -69,10 +72,10 @@ def check_perceptual(name: str, file: str, channels: int, size: int) -> None:
 def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Sum over layers of the spatial mean of |a/|a| - b/|b||^2, norms over channels: (N,).
 
-    LPIPS (arXiv 1801.03924, equation 1) with all weights one. Features (N, C, H, W) a layer.
+    LPIPS (arXiv 1801.03924, equation 1) with all weights one. Features (N, C, H, W) and (M, C, H, W) a layer.
     """
     distances = [
-        (_unit(exact(one)) - _unit(exact(other))).square().sum(dim=1).mean(dim=(1, 2))
+        difference(_unit(exact(one)), _unit(exact(other))).square().sum(dim=1).mean(dim=(1, 2))
         for one, other in zip(a, b, strict=True)
     ]
     return torch.stack(distances).sum(dim=0)
@@ -80,7 +83,12 @@ def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     """sqrt(|a - b|^2 + c^2) - c, norms over a whole image, c = 0.03."""
-    return ((a - b).square().sum(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
+    return (difference(a, b).square().sum(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b (N, ...), of (N, ...) and (M, ...), each of b beside N / M successive ones of a."""
+    return (a.unflatten(0, (len(b), -1)) - b[:, None]).flatten(0, 1)
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -138,7 +146,7 @@ def _lpips(name: str, file: Path, device: torch.device, size: int) -> Distance:
         features = [network.net(network.scaling_layer(_fit(images, size))) for images in (a, b)]
         with torch.autocast(device.type, enabled=False):
             differences = [
-                linear((_unit(one.float()) - _unit(other.float())).square()).mean(dim=(1, 2, 3))
+                linear(difference(_unit(one.float()), _unit(other.float())).square()).mean(dim=(1, 2, 3))
                 for linear, one, other in zip(network.lins, *features, strict=True)
             ]
         return torch.stack(differences).sum(dim=0)

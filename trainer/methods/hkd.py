@@ -166,8 +166,8 @@ class HKD(Student):
         states = (rows[:, None] * times + np.arange(times)).ravel()
         compared = torch.from_numpy(states).to(batch.states.device)
         images, z = module(*drawn.flat(), observables=compared)
-        share, ends = shares(drawn, training), drawn.for_each_state(batch.ends)
-        terms = image_terms(images, ends, share, distance, training, progress)
+        share = shares(drawn, training)
+        terms = image_terms(images, batch.ends, share, distance, training, progress)
         with torch.no_grad():
             end = self.observe(*few.with_states(slice(-1, None)).flat())
         errors = latent_error(z, [target.repeat_interleave(times, dim=0) for target in end])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.trainer.loss import Batch, distillation_loss, mse_decay, time_weights
-from hkdpipe.trainer.perceptual import Distance
+from hkdpipe.trainer.perceptual import Distance, perceptual_distance
 from hkdpipe.trainer.settings import TrainingSettings
 
 
@@ -27,7 +27,7 @@ class Scaling(nn.Module):
 
 def worst_pixel(a: Tensor, b: Tensor) -> Tensor:
     """A stand-in for a perceptual distance: not a mean, so that mixing up images shows."""
-    return (a - b).abs().amax(dim=(1, 2, 3))
+    return (a - b.repeat_interleave(len(a) // len(b), dim=0)).abs().amax(dim=(1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,15 @@ def test_distillation_loss_is_the_sum_written_out(
     terms["loss"].backward()
     assert model.gain.grad is not None
     assert model.gain.grad.abs() > 0
+
+
+@pytest.mark.parametrize("name", ["digits", "pseudo-huber"])
+def test_an_end_stands_beside_every_state_of_its_trajectory(name: str) -> None:
+    """Its features are computed once."""
+    distance = perceptual_distance(name, "", 1, torch.device("cpu"))
+    assert distance is not None
+    images, ends = torch.rand(6, 1, 8, 8), torch.rand(2, 1, 8, 8)
+    assert torch.equal(distance(images, ends), distance(images, ends.repeat_interleave(3, dim=0)))
 
 
 def test_batch_moves_as_a_whole() -> None:
