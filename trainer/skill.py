@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from hkdpipe.trainer.koopman import KoopmanOperator
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.spectrum import pair_eigenvalues
+
+AT_ONCE = 64
+"""Trajectories, whose observables are larger than the images they are of."""
 
 
 def has_operator(student: Student) -> TypeGuard[HKD]:
@@ -31,20 +35,30 @@ def koopman_skill(
     are summed over trajectories and over the tensors of a level. 1: evolving leads to the observables of the
     end; 0: it is no better than leaving them as they are, as without an operator (which gives exactly 0).
     """
-    end = states.new_tensor([sigmas[-1]])
+    levels = list(dict.fromkeys(height for _, height, _ in model.shapes))
+    errors, changes = np.zeros((2, len(sigmas) - 1, len(levels)))
+    for start in range(0, len(states), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        of_states = _errors_and_changes(model, states[some], sigmas, None if labels is None else labels[some])
+        for state, (error, change) in enumerate(of_states):
+            errors[state] += [error[level] for level in levels]
+            changes[state] += [change[level] for level in levels]
+    return dict(zip(levels, (1 - errors / changes).T.tolist(), strict=True))
+
+
+def _errors_and_changes(
+    model: HKD, states: Tensor, sigmas: Sequence[float], labels: Tensor | None
+) -> Iterator[tuple[dict[int, float], dict[int, float]]]:
+    """Both squares of the skill, by level, of every stored state but the last of them."""
 
     def observables(state: int) -> list[Tensor]:
         return model.encode(states[:, state], states.new_full((len(states),), sigmas[state]), labels)
 
-    targets = observables(len(sigmas) - 1)
-    skill: dict[int, list[float]] = {tensor.shape[2]: [] for tensor in targets}
+    end, targets = states.new_tensor([sigmas[-1]]), observables(len(sigmas) - 1)
     for state, sigma in enumerate(sigmas[:-1]):
         found = observables(state)
         reached = model.evolve(found, states.new_tensor([sigma]), end)
-        error, change = squared_errors(reached, targets), squared_errors(found, targets)
-        for level in skill:
-            skill[level].append(1 - error[level] / change[level])
-    return skill
+        yield squared_errors(reached, targets), squared_errors(found, targets)
 
 
 def squared_errors(one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[int, float]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hkdpipe.trainer import skill
 from hkdpipe.trainer.koopman import KoopmanOperator
 from hkdpipe.trainer.methods.hkd import HKD
 from hkdpipe.trainer.networks import PreconditionedUNet
@@ -34,8 +35,12 @@ def generator(operator: KoopmanOperator, channels: int, height: int, width: int)
     return a
 
 
-def test_skill_is_that_of_the_definition(student: HKD, states: Tensor) -> None:
+@pytest.mark.parametrize("at_once", [2, 64])
+def test_skill_is_that_of_the_definition(
+    student: HKD, states: Tensor, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With A as a matrix, its exponential by torch.matrix_exp, and Karras' time by its formula."""
+    monkeypatch.setattr(skill, "AT_ONCE", at_once)
     found = koopman_skill(student, states, SIGMAS)
     assert list(found) == [8, 4]
     low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
