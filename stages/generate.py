@@ -28,7 +28,7 @@ from hkdpipe.stages.settings import GenerationSettings
 from hkdpipe.stages.storage import check_storage
 from hkdpipe.stages.worker import ALONE, Worker
 from hkdpipe.trainer.labels import one_hot
-from hkdpipe.trainer.precision import without_tf32
+from hkdpipe.trainer.precision import tf32
 from hkdpipe.trainer.sampler import evaluations, network_range, noise_levels, sample_trajectory
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 
@@ -208,7 +208,7 @@ def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch
     noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
     labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
     unit = torch.from_numpy(noise).to(device)
-    with without_tf32():
+    with tf32(False):
         states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
     count = last - first
     return stored_numbers(states.transpose(0, 1)[:count], unit[:count], plan)

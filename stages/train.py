@@ -33,6 +33,7 @@ from hkdpipe.trainer.methods import METHODS, load_model
 from hkdpipe.trainer.methods.student import Student, saved_model
 from hkdpipe.trainer.networks.layers import UNetBlock
 from hkdpipe.trainer.perceptual import BACKBONES, Distance, backbone_file, perceptual_distance
+from hkdpipe.trainer.precision import tf32
 from hkdpipe.trainer.settings import MethodSettings, TrainingSettings, check_without_states_between
 from hkdpipe.trainer.teacher import Teacher, load_teacher
 from hkdpipe.trainer.world import World
@@ -72,7 +73,11 @@ def train(
         make_folders(out)
         started = started_from(training, out / "checkpoints")
         identity = training_identity(trajectories, training, options, started)
-        with _owned_by_first(out, world) as check_owned, connected(world, device):
+        with (
+            _owned_by_first(out, world) as check_owned,
+            connected(world, device),
+            tf32(training.precision == "tf32"),
+        ):
             begun = bool(checkpoints(out / "checkpoints"))
             settings = replace(training, init_from="") if begun else training
             state = new_student(loaded, trajectories, settings, options, device)

@@ -1,4 +1,4 @@
-"""Where the networks compute in half precision, what must not."""
+"""What rounding GPUs are allowed, and what is exact where the networks compute in half precision."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ def exact(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
-    """float32 as it is: GPUs round what they multiply to TF32's 10 bits unless they are told not to."""
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether GPUs may round what they multiply in float32 to TF32's 10 bits.
+
+    Unless they are told, they do so in convolutions and not elsewhere.
+    """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn.allow_tf32 = matmul.allow_tf32 = allowed
     try:
         yield
     finally:

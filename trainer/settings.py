@@ -123,9 +123,10 @@ class TrainingSettings:
     )
     precision: str = setting(
         "float32",
-        "arithmetic: of networks and weights 'float32', or 'float64' for parity checks; 'bf16' and 'fp16' of "
-        "the networks alone, by autocast: weights, optimiser, sums of the loss and evolution stay in float32",
-        choices=("float32", "float64", "bf16", "fp16"),
+        "arithmetic: of networks and weights 'float32', or 'float64' for parity checks; 'tf32': float32, but "
+        "GPUs round what they multiply to 10 bits; 'bf16' and 'fp16' of the networks alone, by autocast: "
+        "weights, optimiser, sums of the loss and evolution stay in float32",
+        choices=("float32", "tf32", "float64", "bf16", "fp16"),
     )
     micro_batch: int = setting(
         0,

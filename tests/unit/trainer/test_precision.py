@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hkdpipe.trainer.precision import exact, without_tf32
+from hkdpipe.trainer.precision import exact, tf32
 
 
 def test_exact_is_single_precision_or_better() -> None:
@@ -11,10 +11,11 @@ def test_exact_is_single_precision_or_better() -> None:
         assert exact(torch.ones(1, dtype=given)).dtype == expected
 
 
-def test_tf32_is_off_and_then_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_as_told_and_then_as_before(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = (torch.backends.cudnn, torch.backends.cuda.matmul)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before = [kind.allow_tf32 for kind in kinds]
-    with without_tf32():
-        assert [kind.allow_tf32 for kind in kinds] == [False, False]
+    with tf32(allowed):
+        assert [kind.allow_tf32 for kind in kinds] == [allowed, allowed]
     assert [kind.allow_tf32 for kind in kinds] == before == [True, False]
