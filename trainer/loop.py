@@ -156,6 +156,16 @@ def fit(
     saved_at, saved_when = -1, time.monotonic()
     with Background() as writer:
 
+        def check_steps() -> None:
+            """No checkpoint is made of steps that end the training: none could go on from it."""
+            in_a_row = int(state.skipped[1])
+            if in_a_row >= settings.max_skipped:
+                writer.wait()
+                raise HkdpipeError(
+                    f"loss or gradient were not finite in the last {in_a_row} steps, up to {state.seen:,} "
+                    f"samples; the last good checkpoint is {checkpoints(folder)[-1]}"
+                )
+
         def save(scored: bool = True) -> None:
             nonlocal saved_at, saved_when
             if world.first and saved_at != state.seen:
@@ -178,6 +188,7 @@ def fit(
             late = world.first and 0 < settings.checkpoint_minutes <= minutes
             stop, late = any_process([callbacks.stop(), late], world)
             if stop or late:
+                check_steps()
                 save(scored=not stop)
             if stop:
                 writer.wait()
@@ -191,15 +202,9 @@ def fit(
             due = state.seen // settings.checkpoint_every > saved_at // settings.checkpoint_every
             done = state.seen >= settings.budget
             if due or done or state.step % LOG_EVERY == 0:
-                values, skipped_in_a_row = _values(terms, state)
-                if skipped_in_a_row >= settings.max_skipped:
-                    writer.wait()
-                    raise HkdpipeError(
-                        f"loss or gradient were not finite in the last {skipped_in_a_row:.0f} steps, up to "
-                        f"{state.seen:,} samples; the last good checkpoint is {checkpoints(folder)[-1]}"
-                    )
+                check_steps()
                 if world.first:
-                    callbacks.log(state.seen, values)
+                    callbacks.log(state.seen, _values(terms, state))
             if due or done:
                 save()
             writer.check()
@@ -322,9 +327,9 @@ def prefetched(
             yield ahead.popleft().result()
 
 
-def _values(terms: Mapping[str, Tensor], state: TrainingState[Any]) -> tuple[dict[str, float], float]:
-    """What is logged of a step, and how many steps in a row were skipped, read from the device at once."""
-    read = torch.stack([*(value.double() for value in terms.values()), *state.skipped.double()]).tolist()
-    *values, skipped, in_a_row = read
+def _values(terms: Mapping[str, Tensor], state: TrainingState[Any]) -> dict[str, float]:
+    """What is logged of a step, read from the device at once."""
+    read = [value.double() for value in (*terms.values(), state.skipped[0])]
+    *values, skipped = torch.stack(read).tolist()
     rate = state.optimizer.param_groups[0]["lr"]
-    return {**dict(zip(terms, values, strict=True)), "skipped": skipped, "learning_rate": rate}, in_a_row
+    return {**dict(zip(terms, values, strict=True)), "skipped": skipped, "learning_rate": rate}

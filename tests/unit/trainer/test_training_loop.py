@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -66,7 +67,7 @@ SETTINGS = LoopSettings(
 CPU = torch.device("cpu")
 
 
-def start(seed: int = 0, ema: Sequence[float] = (0.8,)) -> State:
+def start(seed: int = 0, ema: Sequence[float] = (0.8,), scaled: bool = False) -> State:
     """A network with parameters and buffers, before its first step."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.SiLU(), nn.Linear(5, 2))
@@ -74,7 +75,7 @@ def start(seed: int = 0, ema: Sequence[float] = (0.8,)) -> State:
         {"params": [*model[0].parameters(), *model[1].parameters()], "lr": 0.05, "weight_decay": 0.1},
         {"params": list(model[3].parameters()), "lr": 0.2, "weight_decay": 0.0},
     ]
-    return new_state(model, torch.optim.AdamW(groups, fused=True), ema)
+    return new_state(model, torch.optim.AdamW(groups, fused=True), ema, scaled)
 
 
 def read_batch(first: int, stop: int) -> Tensor:
@@ -135,6 +136,8 @@ def snapshot(state: State) -> dict[str, Any]:
     return {
         "step": state.step,
         "seen": state.seen,
+        "skipped": state.skipped.tolist(),
+        "loss_scale": state.loss_scale and state.loss_scale.numbers(),
         "model": {name: value.tolist() for name, value in state.model.state_dict().items()},
         "ema": {name: value.tolist() for name, value in state.ema.state_dict().items()},
         "slots": {i: {k: v.tolist() for k, v in slot.items()} for i, slot in slots["state"].items()},
@@ -165,6 +168,32 @@ def test_resuming_after_every_stop_changes_no_bit(
     run(tmp_path, state, Notes(after=steps))
     assert snapshot(state) == uninterrupted
     assert state.step == 9
+
+
+def test_resuming_while_half_precision_overflows_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before every step: the first ones are skipped and halve the loss scale, others double it."""
+    monkeypatch.setattr(loss_scale, "GROW_AFTER", 2)
+
+    def large(first: int, stop: int) -> Tensor:
+        return 4 * read_batch(first, stop)
+
+    def sit(folder: str, seed: int, after: float) -> State:
+        state = start(seed, scaled=True)
+        resume(tmp_path / folder, state, "same", print)
+        with contextlib.suppress(Interrupted):
+            run(tmp_path / folder, state, Notes(after), large, autocast=torch.float16)
+        return state
+
+    expected = snapshot(sit("undisturbed", 0, math.inf))
+    skipped, in_a_row = expected["skipped"]
+    assert in_a_row < 3 <= skipped < 9
+    assert 2 ** (16 - skipped) < expected["loss_scale"]["value"] < 2**16
+    for seed in range(9):
+        state = sit("disturbed", seed, 1)
+        assert state.step == seed + 1
+    assert snapshot(state) == expected
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5])
@@ -394,6 +423,14 @@ def test_skipped_steps_that_are_too_many_are_not_forgotten_before_they_are_looke
     with pytest.raises(HkdpipeError, match=r"not finite in the last \d steps, up to 12 samples"):
         run(tmp_path, start_plain(), read=spoilt(0, 1), max_skipped=2)
     run(tmp_path / "other", start_plain(), read=spoilt(0, 1), max_skipped=3)
+
+
+def test_stopping_makes_no_checkpoint_of_steps_that_end_the_training(tmp_path: Path) -> None:
+    """A training that goes on from it would end at once, whatever its steps are like."""
+    with pytest.raises(HkdpipeError, match=r"not finite in the last 2 steps, up to 8 samples") as raised:
+        run(tmp_path, start_plain(), Notes(after=2), spoilt(0, 1), max_skipped=2)
+    assert type(raised.value) is HkdpipeError
+    assert [read_state(path)["skipped"] for path in checkpoints(tmp_path)] == [[0, 0]]
 
 
 def test_moments_lie_in_memory_as_their_weights_do(tmp_path: Path) -> None:
