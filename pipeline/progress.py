@@ -24,14 +24,24 @@ def first_process() -> bool:
 
 
 def make_reporter(quiet: bool) -> Reporter:
-    """A progress bar on a terminal, plain lines elsewhere, nothing if quiet or not the first process."""
-    if quiet or not first_process():
+    """A progress bar on a terminal, plain lines elsewhere; warnings alone if quiet, nothing if not the first
+    process."""
+    if not first_process():
         return Silent()
+    if quiet:
+        return Quiet()
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from rich.console import Console
 
         return Bars(Console(stderr=True))
     return Lines(sys.stderr)
+
+
+class Quiet(Silent):
+    """Warnings alone."""
+
+    def warn(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Lines:
@@ -46,6 +56,9 @@ class Lines:
 
     def line(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.line(text)
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
@@ -84,6 +97,9 @@ class Bars:
 
     def line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False)
+
+    def warn(self, text: str) -> None:
+        self.line(text)
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:

@@ -36,7 +36,7 @@ class Work:
         """Do a stage that writes into `folder`, on record if it belongs to a run directory."""
         try:
             if run is not None and self.world.first:
-                return recorded(run.record, stage, call, self.reporter.line, run.check_owned)
+                return recorded(run.record, stage, call, self.reporter.warn, run.check_owned)
             return call()
         except OSError as error:
             # A failing write does not say where; the user must know which disk is full.

@@ -183,7 +183,7 @@ def _device_name(device: torch.device) -> str:
 def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
     if (path / "state.json").is_file():
         return path, read_state(path)
-    found = newest_checkpoint(path, reporter.line) if path.is_dir() else None
+    found = newest_checkpoint(path, reporter.warn) if path.is_dir() else None
     if found is None:
         raise InputError(
             f"{path}: no checkpoint; accepted: a checkpoint, or a folder of them made by hkdpipe train"

@@ -268,7 +268,7 @@ def make_shards(
             write_shard(out, plan, k, np.concatenate(pieces), how, lambda: owned(k))
             made.append(k)
         except InUseError as error:
-            reporter.line(str(error))
+            reporter.warn(str(error))
         finally:
             claims.release(claim_of(k))
 

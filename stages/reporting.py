@@ -21,6 +21,9 @@ class Reporter(Protocol):
     def line(self, text: str) -> None:
         """One line that stays."""
 
+    def warn(self, text: str) -> None:
+        """One line that nobody who asks for errors alone shall miss."""
+
 
 class Silent:
     """A reporter that shows nothing."""
@@ -30,6 +33,9 @@ class Silent:
         yield lambda done, **values: None
 
     def line(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
         pass
 
 

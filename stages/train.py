@@ -89,7 +89,7 @@ def train(
                 if training.fd_images and world.first:
                     measured = evaluation or EvaluationSettings()
                     running = RunningDistance(trajectories, measured, training.fd_images, device)
-                with closing(Reader(trajectories, training, reporter.line)) as reading, ExitStack() as stack:
+                with closing(Reader(trajectories, training, reporter.warn)) as reading, ExitStack() as stack:
                     callbacks = Callbacks(stop)
                     if world.first:
                         advance = stack.enter_context(
@@ -276,7 +276,7 @@ def resume_in(out: Path, state: TrainingState[Any], identity: str, reporter: Rep
     Raises InputError where it has begun and its checkpoints are gone: nothing starts again by itself.
     """
     folder, log = out / "checkpoints", out / "metrics.csv"
-    if resume(folder, state, identity, reporter.line) is None and log.exists():
+    if resume(folder, state, identity, reporter.warn) is None and log.exists():
         raise InputError(
             f"{folder}: no checkpoint, though {log} says that the training has begun; put one back, or "
             "delete that file to train from the start"

@@ -40,10 +40,10 @@ def perceptual_distance(
 ) -> Distance | None:
     """The distance that `training.perceptual` names, frozen; None for 'none'.
 
-    LPIPS computes in float32, its networks in autocast's precision where there is one, of images whose smaller
-    side is upsampled to at least `size`. Raises InputError
-    where the backbone's local weights are missing or do not fit, UsageError where the distance is not made
-    for images of so many channels, or `size` is too small for the backbone.
+    LPIPS computes in float32, its networks in the precision of autocast where there is one, of images whose
+    smaller side is upsampled to at least `size`. Raises InputError where the backbone's local weights are
+    missing or do not fit, UsageError where the distance is not made for images of so many channels, or `size`
+    is too small for the backbone.
     """
     check_perceptual(name, file, channels, size)
     if name == "none":

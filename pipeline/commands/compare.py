@@ -157,7 +157,7 @@ def _perform(trial: Trial, out: Path, archive: Path | str, work: Work) -> None:
         run.adopt(trial.config)
         stages.train(trial.config, archive, run.training, work, run)
         stages.evaluate(trial.config, archive, run.checkpoints, run.evaluation, run.export, work, run)
-        seconds = read_record(run.record, work.reporter.line)["stages"]["training"]["seconds"]
+        seconds = read_record(run.record, work.reporter.warn)["stages"]["training"]["seconds"]
         numbers = trial_numbers(run.evaluation, trial.evaluations)
         run.check_owned()
         # Last: it says that all the rest is done.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hkdpipe.pipeline.progress import Bars, Lines, make_reporter, print_summary
-from hkdpipe.stages.reporting import Silent, Summary, duration
+from hkdpipe.stages.reporting import Summary, duration
 
 
 def test_plain_lines() -> None:
@@ -56,11 +56,30 @@ def test_bars_keep_brackets_and_values() -> None:
     assert "loss 0.5" in stream.getvalue()
 
 
-def test_who_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(make_reporter(quiet=True), Silent)
-    assert isinstance(make_reporter(quiet=False), Lines)
-    monkeypatch.setenv("RANK", "1")
-    assert isinstance(make_reporter(quiet=False), Silent)
+@pytest.mark.parametrize(
+    ("rank", "quiet", "heard"),
+    [
+        ("0", False, ["all is well", "a file is damaged"]),
+        ("0", True, ["a file is damaged"]),
+        ("1", False, []),
+    ],
+)
+def test_who_speaks(
+    rank: str,
+    quiet: bool,
+    heard: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is damaged is said even if nothing else is, but once."""
+    monkeypatch.setenv("RANK", rank)
+    reporter = make_reporter(quiet)
+    with reporter.phase("training", 2, "trajectories"):
+        reporter.line("all is well")
+        reporter.warn("a file is damaged")
+    said = capsys.readouterr()
+    assert [line for line in said.err.splitlines() if "training" not in line] == heard
+    assert said.out == ""
 
 
 def test_summaries_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
