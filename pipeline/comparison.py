@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +98,7 @@ def trials(comparison: Comparison) -> list[Trial]:
     """All trainings, each once: the first seed of every row, then the next one.
 
     A row that takes the most evaluations of a trajectory stands in both tables with the same training.
+    UsageError where a row cannot have as many evaluations in a step as the others.
     """
     from hkdpipe.trainer.methods import METHODS
 
@@ -109,7 +111,7 @@ def trials(comparison: Comparison) -> list[Trial]:
             for name, row in comparison.rows.items():
                 training = replace(row.training, seed=seed)
                 if equal == "evaluations":
-                    batch_size = max(1, round(training.batch_size * max(taken.values()) / taken[name]))
+                    batch_size = _as_many_evaluations(training.batch_size, name, taken)
                     budget = -(-training.budget * batch_size // training.batch_size)
                     warmup = round(training.warmup * batch_size / training.batch_size)
                     training = replace(training, batch_size=batch_size, budget=budget, warmup=warmup)
@@ -118,6 +120,19 @@ def trials(comparison: Comparison) -> list[Trial]:
                 config = replace(row, training=training)
                 found[folder] = Trial(name, config, folder, (*before, equal), taken[name])
     return list(found.values())
+
+
+def _as_many_evaluations(batch_size: int, row: str, taken: Mapping[str, int]) -> int:
+    """Trajectories in a step of the row, with as many evaluations as the row that takes the most has of
+    `batch_size`. UsageError where there is no such number."""
+    most = max(taken.values())
+    if batch_size * most % taken[row]:
+        raise UsageError(
+            f"training.batch_size: got {batch_size}; accepted with comparison.equal = 'evaluations': a "
+            f"multiple of {taken[row] // math.gcd(most, taken[row])}, as '{row}' takes {taken[row]} "
+            f"evaluations of a trajectory and another row {most}"
+        )
+    return batch_size * most // taken[row]
 
 
 def slug(name: str) -> str:

@@ -81,6 +81,19 @@ def test_equal_trajectories_and_equal_evaluations(file: Path) -> None:
     assert found == expected
 
 
+def test_evaluations_that_cannot_be_equal_are_refused(file: Path) -> None:
+    """KDM takes four of a trajectory: 2.5 trajectories would have as many as one with ten times."""
+    message = (
+        r"training.batch_size: got 3; accepted with comparison.equal = 'evaluations': a multiple of 2, as "
+        "'KD' takes 4 evaluations of a trajectory and another row 10"
+    )
+    file.write_text(TEXT.replace('"kd"', '"kdm"'), encoding="utf-8")
+    changed = ["training.times=10", "training.batch_size=3"]
+    with pytest.raises(UsageError, match=message):
+        trials(resolve_comparison(None, file, changed))
+    assert trials(resolve_comparison(None, file, [*changed, "comparison.equal=trajectories"]))
+
+
 def test_warm_up_takes_as_many_steps_of_larger_batches(file: Path) -> None:
     found = trials(resolve_comparison(None, file, ["training.warmup=30"]))
     steps = {trial.config.training.warmup / trial.config.training.batch_size for trial in found}
