@@ -20,8 +20,8 @@ from hkdpipe.trainer.checkpoint import FILES, checkpoints, read_state
 from hkdpipe.trainer.world import World
 
 
-def finished(size: int, logs: Path, *sittings: Sitting) -> None:
-    ended = together(size, logs, *sittings)
+def finished(size: int, logs: Path, *sittings: Sitting, spoil: int | None = None) -> None:
+    ended = together(size, logs, *sittings, spoil=spoil)
     assert [process.code for process in ended] == [0] * size, ended
 
 
@@ -41,6 +41,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_three_processes_resumed_again_and_again_change_no_bit(undisturbed: Path, tmp_path: Path) -> None:
+    """Another one of them is asked to stop each time, and all do at the same step."""
     finished(3, tmp_path, *((tmp_path / "run", steps) for steps in (1, 1, 3, 2, math.inf)))
     assert last(tmp_path / "run") == last(undisturbed)
 
@@ -60,6 +61,12 @@ def test_a_process_killed_at_any_step_ends_the_others_in_one_line_and_changes_no
         )
     finished(3, tmp_path, (tmp_path / "run", math.inf))
     assert last(tmp_path / "run") == last(undisturbed)
+
+
+def test_a_loss_that_is_not_finite_on_one_of_two_processes_is_a_skipped_step_of_both(tmp_path: Path) -> None:
+    """And they go on with the same weights, as they see for themselves."""
+    finished(2, tmp_path, (tmp_path / "run", 3), spoil=1)
+    assert read_state(checkpoints(tmp_path / "run")[-1])["skipped"] == [1, 0]
 
 
 def test_processes_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
