@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.archive import Archive
-from hkdpipe.manifests.errors import InputError, UsageError
+from hkdpipe.manifests.errors import InputError, Interrupted, UsageError
 from hkdpipe.manifests.files import sha256_file
-from hkdpipe.stages.train import new_optimizer, new_student, started_from, training_identity
-from hkdpipe.trainer.checkpoint import TrainingState, save_checkpoint, snapshot
+from hkdpipe.stages.generate import generate
+from hkdpipe.stages.reporting import Silent
+from hkdpipe.stages.settings import GenerationSettings
+from hkdpipe.stages.train import new_optimizer, new_student, started_from, train, training_identity
+from hkdpipe.trainer.checkpoint import (
+    FILES,
+    TrainingState,
+    checkpoints,
+    read_state,
+    save_checkpoint,
+    snapshot,
+)
 from hkdpipe.trainer.loop import new_state
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import KdmSettings, KoopmanSettings, TrainingSettings
-from hkdpipe.trainer.teacher import Teacher
+from hkdpipe.trainer.teacher import Teacher, save_teacher
+from hkdpipe.trainer.world import World
 
+CPU = torch.device("cpu")
+ARCHITECTURE = Architecture(
+    img_resolution=4, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1
+)
 LEARNING_RATE, DECAY = 0.01, 0.3
 
 
@@ -67,15 +86,14 @@ def test_forms_of_weight_decay_differ() -> None:
 
 def test_weights_that_are_not_the_teachers_are_a_function_of_the_seed() -> None:
     """Whatever the global generator did, which goes on as if nothing had been drawn."""
-    arch = Architecture(img_resolution=4, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1)
-    teacher = Teacher(PreconditionedUNet(arch), "a teacher")
+    teacher = Teacher(PreconditionedUNet(ARCHITECTURE), "a teacher")
     schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     archive = cast(Archive, SimpleNamespace(plan=SimpleNamespace(schedule=schedule)))
     options = KdmSettings(width=8, channel_mult=(1,), num_blocks=1, operator="factorised")
 
     def weights(seed: int) -> dict[str, Tensor]:
         training = TrainingSettings(method="kdm", seed=seed)
-        state = new_student(teacher, archive, training, options, torch.device("cpu"))
+        state = new_student(teacher, archive, training, options, CPU)
         return state.model.state_dict()
 
     before = torch.get_rng_state()
@@ -90,14 +108,13 @@ def test_weights_that_are_not_the_teachers_are_a_function_of_the_seed() -> None:
 
 def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     """Its last ones; they are part of the training's identity, their place is not."""
-    arch = Architecture(img_resolution=4, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1)
-    teacher = Teacher(PreconditionedUNet(arch), "a teacher")
+    teacher = Teacher(PreconditionedUNet(ARCHITECTURE), "a teacher")
     schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     plan = SimpleNamespace(schedule=schedule, identity_values=dict)
     archive = cast(Archive, SimpleNamespace(plan=plan))
 
     def begin(training: TrainingSettings) -> TrainingState[Student]:
-        return new_student(teacher, archive, training, KoopmanSettings(), torch.device("cpu"))
+        return new_student(teacher, archive, training, KoopmanSettings(), CPU)
 
     def save(name: str, model: Student) -> str:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -129,7 +146,7 @@ def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     assert len(set(identities)) == 3
     changed = KoopmanSettings(time="log")
     with pytest.raises(UsageError, match=r"training\.init_from: .* has another method, network or settings"):
-        new_student(teacher, archive, TrainingSettings(init_from=places[0]), changed, torch.device("cpu"))
+        new_student(teacher, archive, TrainingSettings(init_from=places[0]), changed, CPU)
     with pytest.raises(InputError, match="nowhere: no such model"):
         begin(TrainingSettings(init_from=str(tmp_path / "nowhere")))
 
@@ -163,6 +180,45 @@ def test_what_a_training_began_with_is_not_needed_again(tmp_path: Path) -> None:
     assert started_from(TrainingSettings(), folder) is None
     with pytest.raises(UsageError, match=refused):
         started_from(training, folder)
+
+
+def test_a_training_starts_from_another_model_and_then_goes_on_without_it(tmp_path: Path) -> None:
+    """From its last weights, not from their average, as its checkpoints tell."""
+    teacher, archive = tmp_path / "teacher", tmp_path / "archive"
+    save_teacher(teacher, PreconditionedUNet(ARCHITECTURE), {}, torch.float32)
+    generation = GenerationSettings(count=8, shard_size=8, batch_size=8, steps=3)
+    generate(str(teacher), archive, generation, device=CPU, reporter=Silent(), stop=lambda: False)
+
+    def sit(name: str, init_from: Path | str, steps: float = math.inf) -> Path:
+        """Train for so many steps more; returns the newest checkpoint."""
+        training = TrainingSettings(
+            budget=12, batch_size=4, validation=0, perceptual="none", init_from=str(init_from)
+        )
+        asked = itertools.count()
+        with contextlib.suppress(Interrupted):
+            train(
+                str(teacher),
+                archive,
+                tmp_path / name,
+                training,
+                KoopmanSettings(),
+                device=CPU,
+                world=World(),
+                reporter=Silent(),
+                stop=lambda: next(asked) >= steps,
+            )
+        return checkpoints(tmp_path / name / "checkpoints")[-1]
+
+    source = sit("source", "")
+    undisturbed = read_state(sit("undisturbed", source))
+    last, average = (sha256_file(source / name) for name in FILES[:2])
+    assert last != average
+    begun = read_state(sit("disturbed", source, 0))
+    assert [begun["sha256"][name] for name in FILES[:2]] == [last, last]
+    assert begun["init_from"] == undisturbed["init_from"] == last
+    assert sit("disturbed", source, 1).name == "step-00000001"
+    shutil.rmtree(tmp_path / "source")
+    assert read_state(sit("disturbed", source)) == undisturbed
 
 
 def test_the_weights_of_lpips_count_and_not_their_place(tmp_path: Path) -> None:

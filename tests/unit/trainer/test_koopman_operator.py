@@ -184,12 +184,20 @@ def test_compiled_evolution_and_its_gradients_are_the_same() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_evolution_stays_float32_under_autocast(dtype: torch.dtype) -> None:
+    """And the operator's gradients with it: neither adds a rounding to those of z and of the slope."""
     evolve = operator(torch.float32)
     z, dt = torch.randn(2, 6, 3, 2).to(dtype), torch.tensor([-1.0, 0.3])
     with torch.autocast("cpu", torch.bfloat16):
         evolved = evolve(z, dt)
+    expected = evolve(z.float(), dt)
     assert evolved.dtype == dtype
-    assert torch.equal(evolved, evolve(z.float(), dt).to(dtype))
+    assert torch.equal(evolved, expected.to(dtype))
+    slope = torch.randn_like(z)
+    gradients = [
+        torch.autograd.grad(value, [evolve.alpha, evolve.beta], slope.to(value))
+        for value in (evolved, expected)
+    ]
+    assert all(map(torch.equal, *gradients))
 
 
 def test_odd_channels_are_refused() -> None:
