@@ -116,14 +116,15 @@ def test_target_of_a_state_above_sigma_min_is_evolved_to_it(working: HKD) -> Non
     assert error == pytest.approx(latent_error(z, target).item(), rel=1e-9)
 
 
-def test_every_fourth_trajectory_stands_for_the_others(working: HKD) -> None:
-    """By position, in steps of 64: four shifted batches compare all, and parts of a batch what it does."""
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_every_fourth_trajectory_stands_for_the_others(working: HKD, batch_size: int) -> None:
+    """By position, in steps of up to 64: four shifted batches compare all, parts of a batch what it does."""
     batch = batch_of([[0, 3], [0, 1], [0, 4], [0, 2], [0, 1], [0, 3]])
 
     def latent(first: int, rows: slice) -> Tensor:
         placed = dataclasses.replace(batch, positions=np.arange(first, first + 6))
         chosen = placed.of_trajectories(np.arange(6)[rows])
-        return len(chosen.ends) / 6 * loss_of(working, chosen, batch_size=64)["latent"]
+        return len(chosen.ends) / 6 * loss_of(working, chosen, batch_size=batch_size)["latent"]
 
     whole = [latent(first, slice(None)) for first in range(8, 12)]
     torch.testing.assert_close(torch.stack(whole).mean(), loss_of(working, batch)["latent"])
