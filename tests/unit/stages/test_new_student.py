@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from hkdpipe.trainer.checkpoint import (
     save_checkpoint,
     snapshot,
 )
-from hkdpipe.trainer.loop import new_state
+from hkdpipe.trainer.loop import fit, new_state
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings import KdmSettings, KoopmanSettings, TrainingSettings
@@ -182,25 +183,22 @@ def test_what_a_training_began_with_is_not_needed_again(tmp_path: Path) -> None:
         started_from(training, folder)
 
 
-def test_a_training_starts_from_another_model_and_then_goes_on_without_it(tmp_path: Path) -> None:
-    """From its last weights, not from their average, as its checkpoints tell."""
+@pytest.fixture
+def sit(tmp_path: Path) -> Callable[..., Path]:
+    """sit(folder, steps): train there for so many steps more; returns the newest checkpoint."""
     teacher, archive = tmp_path / "teacher", tmp_path / "archive"
     save_teacher(teacher, PreconditionedUNet(ARCHITECTURE), {}, torch.float32)
     generation = GenerationSettings(count=8, shard_size=8, batch_size=8, steps=3)
     generate(str(teacher), archive, generation, device=CPU, reporter=Silent(), stop=lambda: False)
 
-    def sit(name: str, init_from: Path | str, steps: float = math.inf) -> Path:
-        """Train for so many steps more; returns the newest checkpoint."""
-        training = TrainingSettings(
-            budget=12, batch_size=4, validation=0, perceptual="none", init_from=str(init_from)
-        )
+    def run(name: str, steps: float = math.inf, **settings: Any) -> Path:
         asked = itertools.count()
         with contextlib.suppress(Interrupted):
             train(
                 str(teacher),
                 archive,
                 tmp_path / name,
-                training,
+                TrainingSettings(budget=12, batch_size=4, validation=0, perceptual="none", **settings),
                 KoopmanSettings(),
                 device=CPU,
                 world=World(),
@@ -209,16 +207,41 @@ def test_a_training_starts_from_another_model_and_then_goes_on_without_it(tmp_pa
             )
         return checkpoints(tmp_path / name / "checkpoints")[-1]
 
-    source = sit("source", "")
-    undisturbed = read_state(sit("undisturbed", source))
+    return run
+
+
+def test_a_training_starts_from_another_model_and_then_goes_on_without_it(
+    sit: Callable[..., Path], tmp_path: Path
+) -> None:
+    """From its last weights, not from their average, as its checkpoints tell."""
+
+    source = sit("source")
+    begin = {"init_from": str(source)}
+    undisturbed = read_state(sit("undisturbed", **begin))
     last, average = (sha256_file(source / name) for name in FILES[:2])
     assert last != average
-    begun = read_state(sit("disturbed", source, 0))
+    begun = read_state(sit("disturbed", 0, **begin))
     assert [begun["sha256"][name] for name in FILES[:2]] == [last, last]
     assert begun["init_from"] == undisturbed["init_from"] == last
-    assert sit("disturbed", source, 1).name == "step-00000001"
+    assert sit("disturbed", 1, **begin).name == "step-00000001"
     shutil.rmtree(tmp_path / "source")
-    assert read_state(sit("disturbed", source)) == undisturbed
+    assert read_state(sit("disturbed", **begin)) == undisturbed
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
+def test_gpus_round_to_tf32_where_a_training_says_so(
+    precision: str, allowed: bool, sit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch by itself lets them in convolutions, and nowhere else."""
+    seen: list[bool] = []
+
+    def note(*given: Any) -> None:
+        seen.extend(kind.allow_tf32 for kind in (torch.backends.cudnn, torch.backends.cuda.matmul))
+        fit(*given)
+
+    monkeypatch.setattr("hkdpipe.stages.train.fit", note)
+    sit("training", 1, precision=precision)
+    assert seen == [allowed, allowed]
 
 
 def test_the_weights_of_lpips_count_and_not_their_place(tmp_path: Path) -> None:
