@@ -57,9 +57,9 @@ rm -f "$HKDPIPE_STOPPED"
 # The task expands what stands in single quotes: it alone knows the number of its node.
 # shellcheck disable=SC2016
 """
-# The shell hears a signal when torchrun has ended, which hears it too.
+# The shell hears signals when torchrun has ended, which hears them too; it must not end before.
 _TORCHRUN_TASK = """\
-trap ': > "$HKDPIPE_STOPPED"' USR2; PET_NODE_RANK="$SLURM_NODEID" "$@"; exit "$?"\
+trap : TERM; trap ': > "$HKDPIPE_STOPPED"' USR2; PET_NODE_RANK="$SLURM_NODEID" "$@"; exit "$?"\
 """
 _TORCHRUN_END = """\
 if [ "$code" -ne 0 ] && [ -e "$HKDPIPE_STOPPED" ]; then

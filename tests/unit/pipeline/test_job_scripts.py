@@ -32,6 +32,7 @@ STAND_INS = {
     "torchrun": """
         echo "torchrun $* as node $PET_NODE_RANK at $PET_MASTER_ADDR:$PET_MASTER_PORT" >> calls
         [ -z "$SIGNAL" ] || kill -s "$SIGNAL" "$PPID"
+        sleep "${SAVING:-0}"
         [ -z "$STOPPED" ] || touch "$HKDPIPE_STOPPED"
     """,
     "squeue": 'echo "$STATE"',
@@ -175,12 +176,13 @@ def test_torchrun_starts_the_processes_of_its_node() -> None:
     ],
 )
 def test_torchrun_does_not_hide_how_a_stage_ends(code: int, signal: str, stopped: str, ends: int) -> None:
-    """It exits with 1 whatever its processes say. The signal goes to the shell that started it, too."""
+    """It exits with 1 whatever its processes say. The signal goes to the shell that started it, too, which
+    waits for it: who is told to stop takes a while to save."""
     text = script("training", TORCHRUN)
     folder = Path("runs/a/slurm")
     folder.mkdir(parents=True)
     (folder / "stopped-8").touch()  # of a job that was killed
-    ended, calls, _ = played(text, code, **JOB, PLAY="yes", SIGNAL=signal, STOPPED=stopped)
+    ended, calls, _ = played(text, code, **JOB, PLAY="yes", SIGNAL=signal, STOPPED=stopped, SAVING="0.2")
     assert ended == ends
     assert requeued(calls) == (["scontrol requeue 8"] if ends == 75 else [])
     assert not list(folder.iterdir())
