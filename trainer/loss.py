@@ -43,12 +43,9 @@ class Batch:
 
     def flat(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Every state by itself: states (B s, C, H, W), sigmas (B s,) and labels (B s, label_dim)."""
-        labels = None if self.labels is None else self.for_each_state(self.labels)
+        times = self.sigmas.shape[1]
+        labels = None if self.labels is None else self.labels.repeat_interleave(times, dim=0)
         return self.states.flatten(0, 1), self.sigmas.flatten(), labels
-
-    def for_each_state(self, values: Tensor) -> Tensor:
-        """Values of trajectories (B, ...) for each of their states, (B s, ...)."""
-        return values.repeat_interleave(self.sigmas.shape[1], dim=0)
 
     def with_states(self, which: slice) -> Batch:
         """With some of the s states alone."""

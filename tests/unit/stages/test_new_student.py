@@ -214,7 +214,6 @@ def test_a_training_starts_from_another_model_and_then_goes_on_without_it(
     sit: Callable[..., Path], tmp_path: Path
 ) -> None:
     """From its last weights, not from their average, as its checkpoints tell."""
-
     source = sit("source")
     begin = {"init_from": str(source)}
     undisturbed = read_state(sit("undisturbed", **begin))
