@@ -243,7 +243,7 @@ class KoopmanSettings:
         minimum=0.0,
     )
     learning_rate_factor: float = setting(
-        10.0, "learning rate of the operators over that of the networks (paper: 1)", above=0.0
+        30.0, "learning rate of the operators over that of the networks (paper: 1)", above=0.0
     )
     learns_from: str = setting(
         "latent",

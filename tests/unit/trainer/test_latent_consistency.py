@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hkdpipe.manifests.errors import UsageError
 from hkdpipe.trainer.koopman import KoopmanOperator
+from hkdpipe.trainer.loop import LOG_EVERY
 from hkdpipe.trainer.loss import Batch, distillation_loss
-from hkdpipe.trainer.methods.hkd import HKD, latent_error
+from hkdpipe.trainer.methods.hkd import EVERY, HKD, latent_error
 from hkdpipe.trainer.networks import PreconditionedUNet
 from hkdpipe.trainer.sampler import sigma_schedule
 from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings, check_without_states_between
@@ -137,8 +138,8 @@ def test_every_fourth_trajectory_stands_for_the_others(working: HKD, batch_size:
 def test_a_part_without_compared_trajectories_gives_the_operators_no_gradient(working: HKD) -> None:
     """But one of zero, as the processes of a training add up all gradients."""
     working.settings = KoopmanSettings()
-    batch = dataclasses.replace(batch_of([[0, 3], [0, 1]]), positions=np.array([9, 10]))
-    terms = loss_of(working, batch)
+    batch = dataclasses.replace(batch_of([[0, 3], [0, 1]]), positions=np.array([49, 50]))
+    terms = loss_of(working, batch, batch_size=16)
     assert terms["latent"] == 0
     terms["loss"].backward()
     for parameter in working.koopman.parameters():
@@ -248,6 +249,32 @@ def test_operators_that_learn_from_the_latents_alone(working: HKD) -> None:
         expected = 0.7 * of_latent[name] if name.startswith("koopman") else of_images[name]
         torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-12)
         assert grad.abs().max() > 0
+
+
+def test_operators_that_learn_alone_do_so_in_every_fourth_step(working: HKD) -> None:
+    """In the other steps nothing but the images' loss is computed, and Adam passes over the operators."""
+    batch = batch_of([[0, 2], [0, 4], [0, 1], [0, 3]])
+    images = loss_of(working, batch.with_states(slice(-1)), latent_weight=0.0)["loss"]
+    for learns_from, expected in (("latent", [3, 7]), ("all", list(range(8)))):
+        working.settings = dataclasses.replace(working.settings, learns_from=learns_from)
+        steps = []
+        for step in range(8):
+            positions = np.arange(8 * step, 8 * step + 8)
+            parts = [
+                loss_of(working, dataclasses.replace(batch, positions=part), batch_size=8)
+                for part in (positions[:4], positions[4:])
+            ]
+            compared = ["latent" in terms for terms in parts]
+            assert compared[0] == compared[1], "the parts of a batch differ"
+            if compared[0]:
+                steps.append(step)
+                continue
+            for terms in parts:
+                torch.testing.assert_close(terms["loss"], images, rtol=1e-12, atol=0)
+                assert not any(name.startswith("koopman") for name in gradients(working, terms["loss"]))
+        assert steps == expected
+    # So that what is logged has it.
+    assert LOG_EVERY % EVERY == 0
 
 
 def test_operators_need_something_to_learn_from(student: HKD) -> None:
