@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,10 @@ class Snapshot:
 def snapshot(state: TrainingState[Any]) -> Snapshot:
     """Copy a state, so that it can be written while the training goes on."""
     optimizer = state.optimizer.state_dict()
+    # Pickle writes a name once for each object that has it: restored slots, and those that a parameter got
+    # later, would else not make the file that an undisturbed training writes.
     slots = {
-        number: {name: value.to("cpu", copy=True) for name, value in slot.items()}
+        number: {sys.intern(name): value.to("cpu", copy=True) for name, value in slot.items()}
         for number, slot in optimizer["state"].items()
     }
     scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale.numbers()}

@@ -255,11 +255,11 @@ def _compared(batch: Batch, batch_size: int) -> tuple[NDArray[np.int64], int]:
     """Rows of the trajectories whose observables are compared, and how many each of them stands for.
 
     Encoding the ends of all would take a sixth of a step. Chosen by position, they are the same for any
-    number of processes.
+    number of processes, and no batch is without one.
     """
     if batch.positions is None:
         return np.arange(len(batch.states)), 1
-    one_in = min(max(4, batch_size // COMPARED), COMPARED)
+    one_in = min(max(4, batch_size // COMPARED), COMPARED, batch_size)
     return np.flatnonzero(batch.positions % one_in == 0), one_in
 
 

@@ -135,6 +135,16 @@ def test_every_fourth_trajectory_stands_for_the_others(working: HKD, batch_size:
         torch.testing.assert_close(latent(first, slice(4)) + latent(first, slice(4, None)), found)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6])
+def test_no_batch_is_so_small_that_its_operators_do_not_learn(working: HKD, batch_size: int) -> None:
+    working.settings = KoopmanSettings()
+    batch = batch_of([[0, 3]] * batch_size)
+    for step in (3, 7, 11, 15):
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        terms = loss_of(working, dataclasses.replace(batch, positions=positions), batch_size=batch_size)
+        assert terms["latent"] > 0
+
+
 def test_a_part_without_compared_trajectories_gives_the_operators_no_gradient(working: HKD) -> None:
     """But one of zero, as the processes of a training add up all gradients."""
     working.settings = KoopmanSettings()
