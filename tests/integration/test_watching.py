@@ -20,22 +20,26 @@ from hkdpipe.trainer.checkpoint import checkpoints
 WATCHED = dataclasses.replace(TRAINING, tensorboard=True, keep_checkpoints=9, times=2, learning_rate=0.01)
 
 
-def columns(path: Path) -> dict[str, list[float]]:
+def curves(path: Path) -> dict[str, dict[int, float]]:
+    """Of a table, each column but the first: what it has at which trajectories seen."""
     with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+    seen = [int(row.pop("seen")) for row in rows]
+    return {
+        name: {at: float(row[name]) for at, row in zip(seen, rows, strict=True) if row[name]}
+        for name in rows[0]
+    }
 
 
-def shown(out: Path) -> tuple[dict[str, dict[str, list[float]]], list[int]]:
-    """What TensorBoard shows: scalars in groups, as tables with the column `seen`, and where pictures are."""
+def shown(out: Path) -> tuple[dict[str, dict[str, dict[int, float]]], list[int]]:
+    """What TensorBoard shows: curves in groups, as those of tables, and where pictures are."""
     found = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
-    groups: dict[str, dict[str, list[float]]] = {}
+    groups: dict[str, dict[str, dict[int, float]]] = {}
     for tag in found.Tags()["scalars"]:
         group, name = tag.split("/")
         points = found.Scalars(tag)
-        table = groups.setdefault(group, {"seen": [point.step for point in points]})
-        assert table["seen"] == [point.step for point in points]
-        table[name] = [point.value for point in points]
+        curve = groups.setdefault(group, {})[name] = {point.step: point.value for point in points}
+        assert len(curve) == len(points)
     return groups, [picture.step for picture in found.Images("held out")]
 
 
@@ -49,19 +53,22 @@ def test_events_hold_what_the_tables_hold_also_after_going_back(inputs: Inputs, 
     train_tiny(inputs, out, training=WATCHED)
     for name in ("metrics", "validation"):
         assert (out / f"{name}.csv").read_text() == (whole / f"{name}.csv").read_text()
-    metrics, validation = columns(out / "metrics.csv"), columns(out / "validation.csv")
-    assert validation["seen"] == [12.0, 24.0, 36.0, 48.0]
+    metrics, validation = curves(out / "metrics.csv"), curves(out / "validation.csv")
+    at = [12, 24, 36, 48]
+    # Operators learn in every fourth step of four trajectories.
+    assert {name: [*curve] for name, curve in metrics.items() if [*curve] != at} == {"latent": [48]}
+    assert all([*curve] == at for curve in validation.values())
     levels = [f"{name}_{level}" for name in ("skill", "alpha", "beta") for level in (8, 4)]
-    assert sorted(validation) == sorted(["seen", "mse", *levels])
-    assert all(any(validation[name]) for name in levels)
+    assert sorted(validation) == sorted(["mse", *levels])
+    assert all(any(validation[name].values()) for name in levels)
     for folder in (whole, out):
         groups, pictures = shown(folder)
         assert set(groups) == {"training", "validation"}
         for group, table in (("training", metrics), ("validation", validation)):
             assert set(groups[group]) == set(table)
-            for name, values in table.items():
-                assert groups[group][name] == pytest.approx(values, rel=1e-6)
-        assert pictures == validation["seen"]
+            for name, curve in table.items():
+                assert groups[group][name] == pytest.approx(curve, rel=1e-6)
+        assert pictures == at
 
 
 @pytest.mark.parametrize("kind", ["inputs", "conditional"])
@@ -74,13 +81,13 @@ def test_distance_is_that_of_an_evaluation(kind: str, request: pytest.FixtureReq
     shutil.copytree(inputs.archive(), made.archive())
     train_tiny(made, made.training, training=training)
     table = made.training / "distance.csv"
-    found, text = columns(table), table.read_text()
-    assert found["seen"] == [12.0, 24.0, 36.0, 48.0]
-    assert len(set(found["fd_digits"])) == 4
+    found, text = curves(table)["fd_digits"], table.read_text()
+    assert [*found] == [12, 24, 36, 48]
+    assert len(set(found.values())) == 4
     evaluate_tiny(made, tmp_path / "evaluation")
     rows = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["rows"]
-    assert found["fd_digits"][-1] == pytest.approx(rows[0]["fd_digits"], rel=1e-6)
-    assert shown(made.training)[0]["distance"]["fd_digits"] == pytest.approx(found["fd_digits"], rel=1e-6)
+    assert found[48] == pytest.approx(rows[0]["fd_digits"], rel=1e-6)
+    assert shown(made.training)[0]["distance"]["fd_digits"] == pytest.approx(found, rel=1e-6)
     for path in checkpoints(made.training / "checkpoints")[-2:]:
         shutil.rmtree(path)
     train_tiny(made, made.training, training=training)
