@@ -23,7 +23,7 @@ RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")
         > requirements.txt \
     && pip install --no-cache-dir -c constraints.txt -r requirements.txt
 
-COPY LICENSE README.md ./
+COPY LICENSE README.md setup.py ./
 COPY manifests manifests
 COPY trainer trainer
 COPY stages stages

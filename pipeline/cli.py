@@ -14,33 +14,34 @@ from pathlib import Path
 
 import click
 
-from hkdpipe.manifests.errors import HkdpipeError, Interrupted
-from hkdpipe.manifests.settings import nearest
-from hkdpipe.trainer.world import launcher, told_rank
+from hkdpipe.manifests.ground.errors import HkdpipeError, Interrupted
+from hkdpipe.manifests.ground.sections import nearest
+from hkdpipe.trainer.loop.world import launcher, told_rank
 
-COMMANDS = (
-    "run",
-    "generate-trajectories",
-    "train",
-    "evaluate",
-    "verify",
-    "convert",
-    "compare",
-    "status",
-    "submit",
-    "cancel",
-    "sample",
-    "analyze",
-    "trajectory",
-    "interpolate",
-    "edit",
-    "inpaint",
-    "colorize",
-    "config",
-    "train-teacher",
-    "import-teacher",
-)
-"""Each is the object `command` of the module of its name, imported when it is needed."""
+COMMANDS = {
+    "run": "runs",
+    "generate-trajectories": "runs",
+    "train": "runs",
+    "evaluate": "runs",
+    "verify": "inputs",
+    "convert": "inputs",
+    "compare": "runs",
+    "status": "runs",
+    "submit": "jobs",
+    "cancel": "jobs",
+    "sample": "models",
+    "analyze": "models",
+    "trajectory": "models",
+    "interpolate": "models",
+    "edit": "models",
+    "inpaint": "models",
+    "colorize": "models",
+    "config": "runs",
+    "train-teacher": "inputs",
+    "import-teacher": "inputs",
+}
+"""In the order of the help, with the room of commands/ that each lies in: it is the object `command` of the
+module of its name, imported when it is needed."""
 
 _USER_ERRNOS = {
     errno.EACCES,
@@ -61,7 +62,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"hkdpipe.pipeline.commands.{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(
+            f"hkdpipe.pipeline.commands.{COMMANDS[cmd_name]}.{cmd_name.replace('-', '_')}"
+        )
         command: click.Command = module.command
         return command
 

@@ -8,10 +8,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from hkdpipe.manifests.settings import accepted
-from hkdpipe.pipeline.cluster import SECTIONS as CLUSTER_SECTIONS
-from hkdpipe.pipeline.cluster import Cluster
-from hkdpipe.pipeline.config import SECTIONS, Config
+from hkdpipe.manifests.ground.sections import accepted
+from hkdpipe.pipeline.cluster.cluster_file import SECTIONS as CLUSTER_SECTIONS
+from hkdpipe.pipeline.cluster.cluster_file import Cluster
+from hkdpipe.pipeline.configuration.config import SECTIONS, Config
 
 _LATER = {
     "identity": "fixed once its stage has begun",

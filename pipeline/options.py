@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 import click
 
-from hkdpipe.manifests.claims import BEAT_SECONDS, STALE_SECONDS
-from hkdpipe.manifests.errors import InUseError, UsageError
-from hkdpipe.manifests.remote import is_url
-from hkdpipe.pipeline.config import Config, resolve
-from hkdpipe.pipeline.rundir import RunDir
-from hkdpipe.stages.settings import CompletionSettings
-from hkdpipe.stages.worker import Worker
-from hkdpipe.trainer.world import world_from_environment
+from hkdpipe.manifests.ground.claims import BEAT_SECONDS, STALE_SECONDS
+from hkdpipe.manifests.ground.errors import InUseError, UsageError
+from hkdpipe.manifests.places.remote import is_url
+from hkdpipe.pipeline.configuration.config import Config, resolve
+from hkdpipe.pipeline.configuration.run_directory import RunDir
+from hkdpipe.stages.generation.worker import Worker
+from hkdpipe.stages.settings.completion_settings import CompletionSettings
+from hkdpipe.trainer.loop.world import world_from_environment
 
 
 class Folder(click.Path):
@@ -224,7 +224,7 @@ def opened(given: Given, first: bool, shared: bool = False) -> Iterator[tuple[Ru
 
     Only the first process owns the directory and writes to it; `shared`: beside others that do the same.
     """
-    from hkdpipe.pipeline.record import record_changes
+    from hkdpipe.pipeline.configuration.run_record import record_changes
 
     config = given.resolve()
     if given.run_dir is None:

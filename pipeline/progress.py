@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from hkdpipe.stages.reporting import Advance, Reporter, Silent, Summary, duration
-from hkdpipe.trainer.world import told_rank
+from hkdpipe.stages.shared.reporting import Advance, Reporter, Silent, Summary, duration
+from hkdpipe.trainer.loop.world import told_rank
 
 if TYPE_CHECKING:
     from rich.console import Console

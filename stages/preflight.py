@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from hkdpipe.stages.distribution import DISTRIBUTION
-from hkdpipe.stages.events import check_events_can_be_written
-from hkdpipe.stages.reference import check_reference
-from hkdpipe.stages.settings import EvaluationSettings
-from hkdpipe.trainer.features import load_features
-from hkdpipe.trainer.perceptual import backbone_file, check_perceptual
-from hkdpipe.trainer.programs import check_exports
-from hkdpipe.trainer.settings import TrainingSettings
-from hkdpipe.trainer.teacher import load_teacher
+from hkdpipe.stages.evaluation.distribution import DISTRIBUTION
+from hkdpipe.stages.evaluation.reference import check_reference
+from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
+from hkdpipe.stages.training.tensorboard_events import check_events_can_be_written
+from hkdpipe.trainer.exports.programs import check_exports
+from hkdpipe.trainer.losses.perceptual import backbone_file, check_perceptual
+from hkdpipe.trainer.metrics.feature_networks import load_features
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.teacher import load_teacher
 
 
 def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: EvaluationSettings) -> None:

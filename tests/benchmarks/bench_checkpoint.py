@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from bench_generation import CIFAR10_NETWORK
 
-from hkdpipe.trainer.checkpoint import TrainingState, save_checkpoint, snapshot
-from hkdpipe.trainer.loop import new_state
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.loop.checkpoint import TrainingState, save_checkpoint, snapshot
+from hkdpipe.trainer.loop.training_loop import new_state
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.networks import PreconditionedUNet
-from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
-from hkdpipe.trainer.teacher import load_teacher
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.teacher import load_teacher
 
 
 def trained_once(network: PreconditionedUNet) -> TrainingState[HKD]:

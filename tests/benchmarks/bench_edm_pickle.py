@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROUNDS = 5
-HELPERS = Path(__file__).parents[1] / "unit" / "trainer"
+HELPERS = Path(__file__).parents[1] / "support"
 # Reading is timed once per process: a second reading would find memory that the first has already been given.
 MEASURE = """
 import sys, time
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 from process_memory import growth
-from hkdpipe.trainer.edm_pickle import read_snapshot
+from hkdpipe.trainer.teachers.edm_pickle import read_snapshot
 kind, path = sys.argv[2], Path(sys.argv[3])
 
 def read():

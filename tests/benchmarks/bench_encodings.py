@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import rng
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.plan import CODECS, ENCODINGS, Plan
-from hkdpipe.manifests.writing import begin, finish, write_shard
-from hkdpipe.stages.encoding import stored_numbers
-from hkdpipe.trainer.sampler import Denoiser, sample_trajectory
-from hkdpipe.trainer.teacher import load_teacher
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.archive.writer import begin, finish, write_shard
+from hkdpipe.manifests.ground import rng
+from hkdpipe.manifests.plan.plan import CODECS, ENCODINGS, Plan
+from hkdpipe.stages.generation.device_encoding import stored_numbers
+from hkdpipe.trainer.teachers.sampler import Denoiser, sample_trajectory
+from hkdpipe.trainer.teachers.teacher import load_teacher
 
 CROPS = 4096
 READ = 5

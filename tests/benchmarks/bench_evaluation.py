@@ -32,21 +32,22 @@ import torch
 from bench_generation import CIFAR10_NETWORK
 from torch.utils.data import Dataset
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.stages.distribution import measure_distribution, quantised
-from hkdpipe.stages.evaluation_context import Context
-from hkdpipe.stages.generate import generate
-from hkdpipe.stages.reference import Reference
-from hkdpipe.stages.reporting import Silent
-from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
-from hkdpipe.trainer.features import FeatureNetwork, load_features
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.stages.evaluation.context import Context
+from hkdpipe.stages.evaluation.distribution import measure_distribution, quantised
+from hkdpipe.stages.evaluation.reference import Reference
+from hkdpipe.stages.generation.generate import generate
+from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
+from hkdpipe.stages.shared.reporting import Silent
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.metrics.feature_networks import FeatureNetwork, load_features
 from hkdpipe.trainer.networks import PreconditionedUNet
-from hkdpipe.trainer.sampler import sample_trajectory
-from hkdpipe.trainer.settings import KoopmanSettings
-from hkdpipe.trainer.teacher import Teacher, load_teacher, save_teacher
+from hkdpipe.trainer.teachers.sampler import sample_trajectory
+from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher, save_teacher
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from random_inception import write_random_inception
 
 CPU = torch.device("cpu")

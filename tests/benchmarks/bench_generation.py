@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from hkdpipe.stages import generate as stage
-from hkdpipe.stages.reporting import Silent
-from hkdpipe.stages.settings import GenerationSettings
+from hkdpipe.stages.generation import generate as stage
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
+from hkdpipe.stages.shared.reporting import Silent
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.sampler import sample_trajectory
-from hkdpipe.trainer.teacher import load_teacher, save_teacher
+from hkdpipe.trainer.teachers.sampler import sample_trajectory
+from hkdpipe.trainer.teachers.teacher import load_teacher, save_teacher
 
 ROUNDS = 5
 DIGITS = GenerationSettings(count=4096, shard_size=1024, batch_size=256)

@@ -17,7 +17,7 @@ COUNT = 1_000_000
 OPEN = """
 import sys, time
 from pathlib import Path
-from hkdpipe.manifests.archive import open_archive
+from hkdpipe.manifests.archive.reader import open_archive
 began, busy = time.perf_counter(), time.process_time()
 archive = open_archive(sys.argv[1])
 took, busy = time.perf_counter() - began, time.process_time() - busy

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from sparse_archive import NO_HASH, write
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.order import Blocks, training_indices
-from hkdpipe.manifests.shard_files import OpenFile
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.archive.reading_order import Blocks, training_indices
+from hkdpipe.manifests.places.shard_files import OpenFile
 
 COUNT, SHARD_SIZE, BATCH, BATCHES, HELD_OUT = 65_536, 2048, 256, 50, 256
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.plan import Plan
-from hkdpipe.manifests.writing import begin, finish, write_shard
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.archive.writer import begin, finish, write_shard
+from hkdpipe.manifests.plan.plan import Plan
 
 TURNS = 5
 BATCH = 256

@@ -23,20 +23,21 @@ import torch
 from bench_generation import CIFAR10_NETWORK
 from torch import Tensor, nn
 
-from hkdpipe.manifests.archive import Archive, open_archive
-from hkdpipe.stages.generate import generate
-from hkdpipe.stages.reading import Reader
-from hkdpipe.stages.reporting import Silent
-from hkdpipe.stages.settings import GenerationSettings
-from hkdpipe.stages.train import new_student, read_batch
-from hkdpipe.trainer.allocator import keep_freed_memory
-from hkdpipe.trainer.loop import LoopSettings, prefetched, step
-from hkdpipe.trainer.loss import Batch
-from hkdpipe.trainer.methods.hkd import EVERY
+from hkdpipe.manifests.archive.reader import Archive, open_archive
+from hkdpipe.stages.generation.generate import generate
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
+from hkdpipe.stages.shared.reporting import Silent
+from hkdpipe.stages.training.batch_reader import Reader
+from hkdpipe.stages.training.train import new_student, read_batch
+from hkdpipe.trainer.loop.training_loop import LoopSettings, prefetched, step
+from hkdpipe.trainer.loop.world import World
+from hkdpipe.trainer.losses.distillation_loss import Batch
+from hkdpipe.trainer.methods.hkd.hkd import EVERY
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.networks import PreconditionedUNet
-from hkdpipe.trainer.settings import KoopmanSettings, TrainingSettings
-from hkdpipe.trainer.teacher import Teacher, load_teacher, save_teacher
-from hkdpipe.trainer.world import World
+from hkdpipe.trainer.numbers.allocator import keep_freed_memory
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher, save_teacher
 
 CPU = torch.device("cpu")
 

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hkdpipe.manifests.claims import Claims
-from hkdpipe.manifests.plan import Plan
-from hkdpipe.manifests.state_type import finite
-from hkdpipe.manifests.writing import begin, write_shard
-from hkdpipe.stages import generate as stage
-from hkdpipe.stages.reporting import Silent
-from hkdpipe.stages.worker import ALONE
-from hkdpipe.trainer.teacher import Teacher
+from hkdpipe.manifests.archive.writer import begin, write_shard
+from hkdpipe.manifests.ground.claims import Claims
+from hkdpipe.manifests.plan.plan import Plan
+from hkdpipe.manifests.plan.state_type import finite
+from hkdpipe.stages.generation import generate as stage
+from hkdpipe.stages.generation.worker import ALONE
+from hkdpipe.stages.shared.reporting import Silent
+from hkdpipe.trainer.teachers.teacher import Teacher
 
 RATE = 500
 TURNS = 5

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hkdpipe.manifests import zarr_form
-from hkdpipe.manifests.contents import manifest_values
-from hkdpipe.manifests.files import make_folders, write_json
-from hkdpipe.manifests.plan import Plan, ShardRecord
+from hkdpipe.manifests.archive.contents import manifest_values
+from hkdpipe.manifests.forms import zarr_form
+from hkdpipe.manifests.ground.atomic_files import make_folders, write_json
+from hkdpipe.manifests.plan.plan import Plan, ShardRecord
 
 NO_HASH = "0" * 64
 HOW = {

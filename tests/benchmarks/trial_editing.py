@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hkdpipe.manifests import rng
-from hkdpipe.stages.completions import colorize, inpaint
-from hkdpipe.stages.reporting import Silent, Summary
-from hkdpipe.stages.settings import CompletionSettings
-from hkdpipe.trainer.classifier import HELD_OUT, load_classifier
-from hkdpipe.trainer.colour import chroma
-from hkdpipe.trainer.images import load_digits, load_images
+from hkdpipe.manifests.ground import rng
+from hkdpipe.stages.settings.completion_settings import CompletionSettings
+from hkdpipe.stages.shared.reporting import Silent, Summary
+from hkdpipe.stages.whitebox.completions import colorize, inpaint
+from hkdpipe.trainer.images.colour import chroma
+from hkdpipe.trainer.images.image_sets import load_digits, load_images
+from hkdpipe.trainer.metrics.digits_classifier import HELD_OUT, load_classifier
 
 WORK: dict[str, Any] = {"device": torch.device("cpu"), "reporter": Silent(), "stop": lambda: False}
 

@@ -25,15 +25,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hkdpipe.manifests import rng
-from hkdpipe.manifests.archive import Archive, open_archive
-from hkdpipe.stages.distribution import quantised
-from hkdpipe.trainer.features import load_features
-from hkdpipe.trainer.frechet import frechet_distance, statistics
-from hkdpipe.trainer.images import load_images
-from hkdpipe.trainer.methods import load_model
-from hkdpipe.trainer.methods.hkd import HKD
-from hkdpipe.trainer.skill import koopman_skill, squared_errors, without_evolution
+from hkdpipe.manifests.archive.reader import Archive, open_archive
+from hkdpipe.manifests.ground import rng
+from hkdpipe.stages.evaluation.distribution import quantised
+from hkdpipe.trainer.images.image_sets import load_images
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.metrics.feature_networks import load_features
+from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
+from hkdpipe.trainer.whitebox.koopman_skill import koopman_skill, squared_errors, without_evolution
 
 HELD_OUT, FITTED, IMAGES, BATCH = 512, 4096, 8192, 512
 

@@ -34,21 +34,21 @@ import torch
 from PIL import Image
 from tiny import STAGES, Inputs
 
-from hkdpipe.manifests import webdataset_form, writing, zarr_form
-from hkdpipe.stages import (
+from hkdpipe.manifests.archive import writer
+from hkdpipe.manifests.forms import webdataset_form, zarr_form
+from hkdpipe.stages.evaluation import (
+    context,
     distribution,
     evaluate,
-    evaluation_context,
     evaluation_pictures,
     feature_parts,
-    generate,
     match,
-    metrics_log,
     speed,
-    train,
-    train_teacher,
 )
-from hkdpipe.trainer import checkpoint, loop
+from hkdpipe.stages.generation import generate
+from hkdpipe.stages.teachers import train_teacher
+from hkdpipe.stages.training import metrics_log, train
+from hkdpipe.trainer.loop import checkpoint, training_loop
 from hkdpipe.trainer.methods import student
 
 # The stages import these when they first need them.
@@ -74,9 +74,9 @@ _FILES: list[Point] = [
     ("rename", Path, "rename"),
 ]
 _LOOP: list[Point] = [
-    ("step", loop, "step"),
+    ("step", training_loop, "step"),
     ("log", metrics_log.MetricsLog, "append"),
-    ("save", loop, "save_checkpoint"),
+    ("save", training_loop, "save_checkpoint"),
     ("write", Path, "write_bytes"),
     ("state", checkpoint, "write_json"),
     ("prune", shutil, "rmtree"),
@@ -84,8 +84,8 @@ _LOOP: list[Point] = [
 _TRAINING: list[Point] = [("read", train, "read_batch"), *_LOOP, *_FILES]
 _GENERATION: list[Point] = [
     ("sample", generate, "sample_trajectory"),
-    ("shard", writing, "write_atomic"),
-    ("record", writing, "write_json"),
+    ("shard", writer, "write_atomic"),
+    ("record", writer, "write_json"),
     *_FILES,
 ]
 POINTS: dict[str, list[Point]] = {
@@ -108,7 +108,7 @@ POINTS: dict[str, list[Point]] = {
         ("load", student, "read_weights"),
         ("measure", distribution, "quantised"),
         ("part", feature_parts, "write_atomic"),
-        ("teacher", evaluation_context, "sample_trajectory"),
+        ("teacher", context, "sample_trajectory"),
         ("picture", evaluation_pictures, "save_png"),
         ("match", match, "normalised_difference"),
         ("speed", speed, "_seconds"),

@@ -34,13 +34,13 @@ import torch
 from crash import LAZY, PATIENCE, Board, ended, fork
 from tiny import GENERATION, WORK, make_teacher
 
-from hkdpipe.manifests import writing
-from hkdpipe.manifests.contents import read_manifest
-from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.stages import generate
-from hkdpipe.stages.settings import GenerationSettings
-from hkdpipe.stages.verify import verify
-from hkdpipe.stages.worker import Worker
+from hkdpipe.manifests.archive import writer
+from hkdpipe.manifests.archive.contents import read_manifest
+from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.stages.generation import generate
+from hkdpipe.stages.generation.check_archive import verify
+from hkdpipe.stages.generation.worker import Worker
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
 
 WORKERS = 4
 KILLS_OF_A_ROUND = 12  # at most
@@ -52,7 +52,7 @@ POINTS: list[tuple[str, Any, str]] = [
     ("fsync", os, "fsync"),
     ("rename", Path, "replace"),
     ("rename", Path, "rename"),
-    ("record", writing, "write_json"),
+    ("record", writer, "write_json"),
     ("claim", Path, "hardlink_to"),
 ]
 LATEST = {"sampling": 12, "writing": 8, "fsync": 24, "rename": 12, "record": 6, "claim": 8}

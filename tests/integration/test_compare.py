@@ -13,10 +13,10 @@ import pytest
 from commands import called, started, succeeded
 from tiny import EVALUATION, GENERATION, TRAINING, Inputs, settings
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.claims import owning
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.ground.claims import owning
 from hkdpipe.pipeline.cli import main
-from hkdpipe.pipeline.config import resolve
+from hkdpipe.pipeline.configuration.config import resolve
 
 ROWS = """
 [comparison]

@@ -16,16 +16,16 @@ from commands import Ran, called, hkdpipe, succeeded
 from numpy.typing import NDArray
 from tiny import TEACHER_TRAINING, WORK, Inputs, whole
 
-from hkdpipe.manifests import rng
-from hkdpipe.stages.distribution import quantised
-from hkdpipe.stages.train_teacher import train_teacher
-from hkdpipe.trainer.classifier import load_classifier
-from hkdpipe.trainer.frechet import Statistics, frechet_distance, statistics
-from hkdpipe.trainer.images import load_digits
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.manifests.ground import rng
+from hkdpipe.stages.evaluation.distribution import quantised
+from hkdpipe.stages.teachers.train_teacher import train_teacher
+from hkdpipe.trainer.images.image_sets import load_digits
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.metrics.digits_classifier import load_classifier
+from hkdpipe.trainer.metrics.frechet_distance import Statistics, frechet_distance, statistics
 from hkdpipe.trainer.networks import PreconditionedUNet
-from hkdpipe.trainer.sampler import sample_trajectory
-from hkdpipe.trainer.teacher import load_teacher
+from hkdpipe.trainer.teachers.sampler import sample_trajectory
+from hkdpipe.trainer.teachers.teacher import load_teacher
 
 CLASSES = [7, 1, 4]
 

@@ -16,9 +16,9 @@ from commands import called, succeeded
 from test_killed_at_random import content, different
 from tiny import GENERATION, WORK, Inputs
 
-from hkdpipe.stages.generate import generate
-from hkdpipe.stages.reporting import Silent
-from hkdpipe.stages.verify import Depth, verify
+from hkdpipe.stages.generation.check_archive import Depth, verify
+from hkdpipe.stages.generation.generate import generate
+from hkdpipe.stages.shared.reporting import Silent
 
 # Two whole shards, so that shards of one length can be exchanged, and a shorter one.
 SETTINGS = replace(GENERATION, count=10, shard_size=4, batch_size=4, steps=2)

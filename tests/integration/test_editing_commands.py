@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny import ARCHITECTURE, make_teacher
 
-from hkdpipe.manifests.rng import unit_noise
-from hkdpipe.stages.pictures import to_uint8
-from hkdpipe.trainer.images import load_digits, load_images
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.manifests.ground.rng import unit_noise
+from hkdpipe.stages.shared.picture_grids import to_uint8
+from hkdpipe.trainer.images.image_sets import load_digits, load_images
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.networks import PreconditionedUNet
-from hkdpipe.trainer.settings import KoopmanSettings
 
 Run = Callable[[str], dict[str, Any]]
 MODELS: dict[str, tuple[type[Student], dict[str, Any], Any]] = {

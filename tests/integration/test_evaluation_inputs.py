@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tiny import EVALUATION, Inputs, evaluate_tiny
 
-from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import read_json
-from hkdpipe.stages.reporting import Summary
-from hkdpipe.trainer.checkpoint import checkpoints
-from hkdpipe.trainer.world import World
+from hkdpipe.manifests.ground.atomic_files import read_json
+from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.stages.shared.reporting import Summary
+from hkdpipe.trainer.loop.checkpoint import checkpoints
+from hkdpipe.trainer.loop.world import World
 
 SETTINGS = dataclasses.replace(EVALUATION, teacher_steps=(), reference="archive")
 

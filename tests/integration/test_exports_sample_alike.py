@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny import WORK, Inputs
 
-from hkdpipe.manifests.errors import UsageError
-from hkdpipe.stages.sample import sample
-from hkdpipe.trainer.checkpoint import checkpoints
-from hkdpipe.trainer.methods import load_model
-from hkdpipe.trainer.programs import write_onnx, write_program
+from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.stages.sampling.sample import sample
+from hkdpipe.trainer.exports.programs import write_onnx, write_program
+from hkdpipe.trainer.loop.checkpoint import checkpoints
+from hkdpipe.trainer.methods.registry import load_model
 
 CLASSES = [2, 7]
 

@@ -11,12 +11,12 @@ import pytest
 from test_killed_at_random import content, different
 from tiny import GENERATION, WORK, Inputs
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.errors import Interrupted
-from hkdpipe.manifests.order import training_indices
-from hkdpipe.stages import generate
-from hkdpipe.stages.settings import GenerationSettings
-from hkdpipe.stages.worker import ALONE, Worker
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.archive.reading_order import training_indices
+from hkdpipe.manifests.ground.errors import Interrupted
+from hkdpipe.stages.generation import generate
+from hkdpipe.stages.generation.worker import ALONE, Worker
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
 
 LARGE = replace(GENERATION, count=26, shard_size=4, steps=2)
 SMALL = replace(LARGE, count=10)  # two whole shards, and one that is to grow

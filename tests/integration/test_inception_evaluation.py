@@ -12,16 +12,16 @@ import pytest
 import torch
 from tiny import EVALUATION, Inputs, evaluate_tiny
 
-from hkdpipe.manifests import rng
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.errors import UsageError
-from hkdpipe.manifests.files import read_json
-from hkdpipe.stages.pictures import to_uint8
-from hkdpipe.trainer.checkpoint import checkpoints
-from hkdpipe.trainer.distributed import World
-from hkdpipe.trainer.frechet import read_statistics, statistics
-from hkdpipe.trainer.inception import load_inception
-from hkdpipe.trainer.methods import load_model
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.ground import rng
+from hkdpipe.manifests.ground.atomic_files import read_json
+from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.stages.shared.picture_grids import to_uint8
+from hkdpipe.trainer.loop.checkpoint import checkpoints
+from hkdpipe.trainer.loop.distributed import World
+from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.metrics.frechet_distance import read_statistics, statistics
+from hkdpipe.trainer.metrics.inception import load_inception
 
 SETTINGS = dataclasses.replace(
     EVALUATION,

@@ -29,7 +29,8 @@ from tiny import (
     whole,
 )
 
-from hkdpipe.stages import generate, train_teacher
+from hkdpipe.stages.generation import generate
+from hkdpipe.stages.teachers import train_teacher
 
 pytestmark = pytest.mark.timeout(1200)
 HARNESS = Path(__file__).with_name("crash.py")

@@ -13,7 +13,7 @@ import torch
 from commands import called, succeeded
 from tiny import EVALUATION, GENERATION, KDM, OPTIONS, TRAINING, Inputs, settings
 
-from hkdpipe.trainer.methods import METHODS, load_model
+from hkdpipe.trainer.methods.registry import METHODS, load_model
 
 TERMS = {
     "kd": ["mse", "perceptual"],

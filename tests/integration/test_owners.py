@@ -14,10 +14,11 @@ from commands import called, started
 from test_killed_at_random import content
 from tiny import KOOPMAN, TRAINING, Inputs, evaluate_tiny, settings, train_teacher_tiny, train_tiny, whole
 
-from hkdpipe.manifests.errors import InUseError
-from hkdpipe.stages import distribution, evaluate, evaluation_pictures, speed, train_teacher
-from hkdpipe.trainer import loop
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.manifests.ground.errors import InUseError
+from hkdpipe.stages.evaluation import distribution, evaluate, evaluation_pictures, speed
+from hkdpipe.stages.teachers import train_teacher
+from hkdpipe.trainer.loop import training_loop
+from hkdpipe.trainer.methods.hkd.hkd import HKD
 
 ELSEWHERE = json.dumps({"token": "x", "host": "node7", "pid": 12, "job": "345", "since": "then"})
 TAKEN_OVER = "was taken over by process 12 on node7, job 345, since then: nothing more is written"
@@ -49,11 +50,11 @@ def take_over_at(
 @pytest.mark.parametrize(
     ("work", "place"),
     [
-        (train_tiny, (1, loop, "step")),  # then come a row of the metrics and a checkpoint
-        (train_tiny, (1, loop, "save_checkpoint")),
-        (train_tiny, (12, loop, "step")),
-        (train_teacher_tiny, (1, loop, "step")),
-        (train_teacher_tiny, (4, loop, "save_checkpoint")),
+        (train_tiny, (1, training_loop, "step")),  # then come a row of the metrics and a checkpoint
+        (train_tiny, (1, training_loop, "save_checkpoint")),
+        (train_tiny, (12, training_loop, "step")),
+        (train_teacher_tiny, (1, training_loop, "step")),
+        (train_teacher_tiny, (4, training_loop, "save_checkpoint")),
         (train_teacher_tiny, (1, train_teacher, "asdict")),  # the export
         (evaluate_tiny, (5, distribution, "quantised")),  # features
         (evaluate_tiny, (1, distribution, "frechet_distance")),  # a row
@@ -85,7 +86,7 @@ def test_who_lost_a_folder_writes_nothing_more(
     assert now == {name: data for name, data in before.items() if ".tmp/" not in name}
 
 
-@pytest.mark.parametrize("place", [(3, loop, "step"), (1, HKD, "save")])
+@pytest.mark.parametrize("place", [(3, training_loop, "step"), (1, HKD, "save")])
 def test_a_lost_run_directory_is_left_as_it_is(
     place: tuple[int, Any, str],
     inputs: Inputs,

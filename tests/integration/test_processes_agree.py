@@ -11,7 +11,7 @@ import torch
 from commands import HKDPIPE, TORCHRUN, Ran, hkdpipe, run, succeeded
 from tiny import KDM, KOOPMAN, TRAINING, Inputs, settings
 
-from hkdpipe.trainer.settings import TrainingSettings
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 # The second process may write to no file more than the 512 bytes with which Python tries a temporary folder.
 ONLY_THE_FIRST_WRITES = ["sh", "-c", '[ "$RANK" = 0 ] || ulimit -f 1; exec "$@"', "sh"]

@@ -11,9 +11,9 @@ import pytest
 from commands import called, succeeded
 from tiny import KOOPMAN, TRAINING, WORK, Inputs, settings
 
-from hkdpipe.stages.train import train
-from hkdpipe.trainer.distributed import World
-from hkdpipe.trainer.settings import TrainingSettings
+from hkdpipe.stages.training.train import train
+from hkdpipe.trainer.loop.distributed import World
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 RESULTS = ("weights.safetensors", "ema.safetensors", "optimizer.pt", "state.json")
 # Nothing that depends on the budget, since it grows.

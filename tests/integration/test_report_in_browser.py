@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from tiny import Inputs, evaluate_tiny
 
-from hkdpipe.manifests.files import read_json
-from hkdpipe.stages.pictures import save_png
-from hkdpipe.stages.report import write_report
+from hkdpipe.manifests.ground.atomic_files import read_json
+from hkdpipe.stages.reports.report import write_report
+from hkdpipe.stages.shared.picture_grids import save_png
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [

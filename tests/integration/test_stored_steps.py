@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.files import read_json
-from hkdpipe.stages.evaluate import evaluate
-from hkdpipe.stages.generate import generate
-from hkdpipe.stages.train import train
-from hkdpipe.trainer.methods.hkd import HKD
-from hkdpipe.trainer.sampler import sigma_schedule
-from hkdpipe.trainer.world import World
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.ground.atomic_files import read_json
+from hkdpipe.stages.evaluation.evaluate import evaluate
+from hkdpipe.stages.generation.generate import generate
+from hkdpipe.stages.training.train import train
+from hkdpipe.trainer.loop.world import World
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.teachers.sampler import sigma_schedule
 
 
 @pytest.mark.parametrize("store_steps", [(0, 5, 6), (0, 2, 6), (0, 6)])

@@ -14,8 +14,8 @@ from commands import called
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import EVALUATION, TRAINING, Inputs, evaluate_tiny, train_tiny
 
-from hkdpipe.manifests.errors import UsageError
-from hkdpipe.trainer.checkpoint import checkpoints
+from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.trainer.loop.checkpoint import checkpoints
 
 WATCHED = dataclasses.replace(TRAINING, tensorboard=True, keep_checkpoints=9, times=2, learning_rate=0.01)
 

@@ -17,11 +17,11 @@ from PIL import Image
 from tiny import TRAINING, Inputs, evaluate_tiny, train_tiny
 from torch import Tensor
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.manifests.rng import unit_noise
-from hkdpipe.stages.pictures import CAPTION, GAP, SIDE, to_uint8
-from hkdpipe.trainer.labels import one_hot
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.manifests.ground.rng import unit_noise
+from hkdpipe.stages.shared.picture_grids import CAPTION, GAP, SIDE, to_uint8
+from hkdpipe.trainer.images.labels import one_hot
+from hkdpipe.trainer.methods.hkd.hkd import HKD
 
 
 def newest(inputs: Inputs) -> Path:

@@ -16,8 +16,8 @@ import torch
 from commands import called, hkdpipe, started, succeeded
 from PIL import Image
 
-from hkdpipe.manifests.archive import open_archive
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.manifests.archive.reader import open_archive
+from hkdpipe.trainer.methods.hkd.hkd import HKD
 
 TINY = [
     f"--set={setting}"

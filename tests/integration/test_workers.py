@@ -17,11 +17,11 @@ from commands import Running, hkdpipe, started, succeeded
 from test_killed_at_random import content, different
 from tiny import GENERATION, WORK, Inputs, settings
 
-from hkdpipe.manifests import contents
-from hkdpipe.manifests.claims import Claims
-from hkdpipe.manifests.errors import Interrupted
-from hkdpipe.stages.generate import claim_of, generate
-from hkdpipe.stages.settings import GenerationSettings
+from hkdpipe.manifests.archive import contents
+from hkdpipe.manifests.ground.claims import Claims
+from hkdpipe.manifests.ground.errors import Interrupted
+from hkdpipe.stages.generation.generate import claim_of, generate
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
 
 LONG = replace(GENERATION, count=80, steps=30)
 
@@ -91,7 +91,7 @@ def test_a_worker_that_waits_makes_what_another_gives_up(
             others.release(claim_of(1))
 
         clock = SimpleNamespace(monotonic=time.monotonic, sleep=pass_the_time)
-        monkeypatch.setattr("hkdpipe.stages.generate.time", clock)
+        monkeypatch.setattr("hkdpipe.stages.generation.generate.time", clock)
         assert make(**WORK).data["missing"] == 1
         with pytest.raises(Interrupted, match="stopped while others make the last shards"):
             make(**{**WORK, "stop": lambda: True}, wait=True)

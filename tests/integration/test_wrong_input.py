@@ -20,8 +20,8 @@ from commands import Ran, called, hkdpipe, started, succeeded
 from PIL import Image
 from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs, make_teacher, settings
 
-from hkdpipe.stages.generate import generate
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.stages.generation.generate import generate
+from hkdpipe.trainer.methods.hkd.hkd import HKD
 
 GENERATE = "generate-trajectories --out new --teacher teacher"
 TRAIN = "train --out new --teacher teacher --archive archive-zarr"

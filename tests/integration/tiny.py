@@ -11,22 +11,21 @@ from typing import Any
 
 import torch
 
-from hkdpipe.stages.evaluate import evaluate
-from hkdpipe.stages.generate import generate
-from hkdpipe.stages.reporting import Silent, Summary
-from hkdpipe.stages.settings import EvaluationSettings, GenerationSettings
-from hkdpipe.stages.train import train
-from hkdpipe.stages.train_teacher import train_teacher
+from hkdpipe.stages.evaluation.evaluate import evaluate
+from hkdpipe.stages.generation.generate import generate
+from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
+from hkdpipe.stages.shared.reporting import Silent, Summary
+from hkdpipe.stages.teachers.train_teacher import train_teacher
+from hkdpipe.stages.training.train import train
+from hkdpipe.trainer.loop.world import World
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
+from hkdpipe.trainer.methods.method_settings import MethodSettings
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.settings import (
-    KdmSettings,
-    KoopmanSettings,
-    MethodSettings,
-    TeacherTrainingSettings,
-    TrainingSettings,
-)
-from hkdpipe.trainer.teacher import save_teacher
-from hkdpipe.trainer.world import World
+from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.teacher import save_teacher
 
 ARCHITECTURE = Architecture(
     img_resolution=8,

@@ -1,4 +1,8 @@
-"""pipeline -> stages -> trainer -> manifests: a package imports from itself and from those after it."""
+"""pipeline -> stages -> trainer -> manifests: a floor imports from itself and from those after it.
+
+Within a floor, the rooms import one way: the graph of who imports from whom has no cycle. A file that lies in
+no room stands above the rooms of its floor.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +58,84 @@ def violations(tree: ast.Module, layer: str, module: str) -> list[str]:
     return found
 
 
+def module_of(path: Path) -> str:
+    """A package's __init__ is named after its folder, and `.` is the package itself."""
+    return ".".join(("hkdpipe", *path.relative_to(ROOT).with_suffix("").parts))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_downwards(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    # A package's __init__ is named after its folder, and `.` is the package itself.
-    module = ".".join(("hkdpipe", *parts))
-    assert violations(ast.parse(path.read_text(encoding="utf-8")), parts[0], module) == []
+    layer = path.relative_to(ROOT).parts[0]
+    assert violations(ast.parse(path.read_text(encoding="utf-8")), layer, module_of(path)) == []
+
+
+def rooms(layer: str) -> set[str]:
+    return {path.name for path in (ROOT / layer).iterdir() if (path / "__init__.py").is_file()}
+
+
+def room_graph(layer: str) -> dict[str, set[str]]:
+    """Which rooms each room of a floor imports from; the files in no room are the room ''."""
+    known = rooms(layer)
+    graph: dict[str, set[str]] = {room: set() for room in ("", *known)}
+
+    def room_of(name: str) -> str | None:
+        root, of, *rest = [*name.split("."), ""]
+        if (root, of) != ("hkdpipe", layer):
+            return None
+        return rest[0] if rest[0] in known else ""
+
+    for path in (path for path in FILES if path.relative_to(ROOT).parts[0] == layer):
+        here = room_of(module_of(path))
+        assert here is not None
+        for name, _ in imports(ast.parse(path.read_text(encoding="utf-8")), module_of(path)):
+            there = room_of(name)
+            if there is not None and there != here:
+                graph[here].add(there)
+    return graph
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """The rooms of a cycle in the order of their imports; [] where there is none."""
+    done: set[str] = set()
+
+    def visit(room: str, way: list[str]) -> list[str]:
+        if room in way:
+            return [*way[way.index(room) :], room]
+        if room in done:
+            return []
+        for other in sorted(graph[room]):
+            if found := visit(other, [*way, room]):
+                return found
+        done.add(room)
+        return []
+
+    return next((found for room in sorted(graph) if (found := visit(room, []))), [])
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_rooms_of_a_floor_import_one_way(layer: str) -> None:
+    assert cycle(room_graph(layer)) == []
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_room_is_a_hall(layer: str) -> None:
+    """About a dozen files at most, so that a newcomer opens the right one first."""
+    folders = {path.parent for path in FILES if path.relative_to(ROOT).parts[0] == layer}
+    full = {str(folder): count for folder in folders if (count := len([*folder.glob("*.py")])) > 14}
+    assert full == {}
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [
+        ({"a": {"b"}, "b": set()}, []),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"a"}}, ["a", "b", "a"]),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, ["b", "c", "b"]),
+    ],
+)
+def test_the_check_of_rooms_sees(graph: dict[str, set[str]], found: list[str]) -> None:
+    assert cycle(graph) == found
 
 
 def test_there_are_files_to_check() -> None:
@@ -69,14 +145,18 @@ def test_there_are_files_to_check() -> None:
 @pytest.mark.parametrize(
     ("layer", "source", "found"),
     [
-        ("trainer", "from hkdpipe.stages.train import train", ["hkdpipe.stages.train.train"]),
+        (
+            "trainer",
+            "from hkdpipe.stages.training.train import train",
+            ["hkdpipe.stages.training.train.train"],
+        ),
         ("trainer", "import hkdpipe.pipeline.cli", ["hkdpipe.pipeline.cli"]),
         ("trainer", "from hkdpipe import stages", ["hkdpipe.stages"]),
         ("trainer", "from ..stages import train", ["hkdpipe.stages.train"]),
         ("trainer", "from .. import stages", ["hkdpipe.stages"]),
         ("trainer", "from .loop import fit", []),
         ("trainer", "def f():\n  from hkdpipe.stages import train", ["hkdpipe.stages.train"]),
-        ("stages", "from hkdpipe.trainer.loop import fit", []),
+        ("stages", "from hkdpipe.trainer.loop.training_loop import fit", []),
         ("stages", "def f():\n  import click", ["click"]),
         ("manifests", "def f():\n  import torch", ["torch"]),
         ("manifests", "import zarr.codecs", ["zarr.codecs"]),

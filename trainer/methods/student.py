@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hkdpipe.manifests.errors import InputError, UsageError
-from hkdpipe.manifests.files import atomic_folder, read_json, sha256_file, write_json
-from hkdpipe.manifests.settings import parse_section
-from hkdpipe.trainer.checkpoint import read_state
-from hkdpipe.trainer.loss import Batch, distillation_loss
+from hkdpipe.manifests.ground.atomic_files import atomic_folder, read_json, sha256_file, write_json
+from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.sections import parse_section
+from hkdpipe.trainer.loop.checkpoint import read_state
+from hkdpipe.trainer.losses.distillation_loss import Batch, distillation_loss
+from hkdpipe.trainer.losses.perceptual import Distance
+from hkdpipe.trainer.methods.method_settings import MethodSettings
 from hkdpipe.trainer.networks import UNFIT, Architecture, PreconditionedUNet
-from hkdpipe.trainer.perceptual import Distance
-from hkdpipe.trainer.settings import MethodSettings, TrainingSettings
-from hkdpipe.trainer.teacher import read_weights
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.teacher import read_weights
 
 FORMAT = "hkdpipe-model"
 Weights = str

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hkdpipe.trainer.precision import exact
+from hkdpipe.trainer.numbers.precision import exact
 
 
 def _weight(shape: Sequence[int], fan_in: int, fan_out: int, scale: float) -> nn.Parameter:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.manifests import contents, writing
-from hkdpipe.manifests.plan import Plan
-from hkdpipe.manifests.state_type import encode
+from hkdpipe.manifests.archive import contents, writer
+from hkdpipe.manifests.plan.plan import Plan
+from hkdpipe.manifests.plan.state_type import encode
 
 
 @pytest.fixture(params=["zarr", "webdataset"])
@@ -63,11 +63,11 @@ def write(values: Callable[[Plan], NDArray[Any]]) -> Callable[[Path, Plan], NDAr
 
     def fill(root: Path, plan: Plan) -> NDArray[Any]:
         data = values(plan)
-        writing.begin(root, plan)
+        writer.begin(root, plan)
         for k in contents.missing_shards(root, plan):
             start, stop = plan.shard_range(k)
-            writing.write_shard(root, plan, k, data[start:stop], {"device": "cpu"})
-        writing.finish(root, plan)
+            writer.write_shard(root, plan, k, data[start:stop], {"device": "cpu"})
+        writer.finish(root, plan)
         return data
 
     return fill

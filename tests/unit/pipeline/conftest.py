@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hkdpipe.pipeline.cli import main
-from hkdpipe.stages.reporting import Summary
+from hkdpipe.stages.shared.reporting import Summary
 
 
 class FakeStages:
@@ -76,16 +76,22 @@ class FakeStages:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     fakes = FakeStages()
-    for name in ("generate", "train", "evaluate", "sample", "train_teacher"):
+    for name, room in (
+        ("generate", "generation"),
+        ("train", "training"),
+        ("evaluate", "evaluation"),
+        ("sample", "sampling"),
+        ("train_teacher", "teachers"),
+    ):
         module = SimpleNamespace(**{name: getattr(fakes, name)})
-        monkeypatch.setitem(sys.modules, f"hkdpipe.stages.{name}", module)
-    sys.modules["hkdpipe.stages.sample"].sample_teacher = fakes.sample_teacher
+        monkeypatch.setitem(sys.modules, f"hkdpipe.stages.{room}.{name}", module)
+    sys.modules["hkdpipe.stages.sampling.sample"].sample_teacher = fakes.sample_teacher
     world = SimpleNamespace(first=True, size=1, rank=0)
     distributed = SimpleNamespace(
         world_from_environment=lambda: world,
         choose_device=lambda name, world: SimpleNamespace(type=f"device {name}"),
     )
-    monkeypatch.setitem(sys.modules, "hkdpipe.trainer.distributed", distributed)
+    monkeypatch.setitem(sys.modules, "hkdpipe.trainer.loop.distributed", distributed)
     return fakes
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from hkdpipe.manifests.claims import BEAT_SECONDS, STALE_SECONDS, owning
-from hkdpipe.manifests.errors import InputError, Interrupted, InUseError
+from hkdpipe.manifests.ground.claims import BEAT_SECONDS, STALE_SECONDS, owning
+from hkdpipe.manifests.ground.errors import InputError, Interrupted, InUseError
 from hkdpipe.pipeline.cli import COMMANDS
-from hkdpipe.stages.reporting import Silent
-from hkdpipe.stages.settings import TeacherSampling
-from hkdpipe.trainer.settings import TeacherTrainingSettings
+from hkdpipe.stages.settings.teacher_sampling import TeacherSampling
+from hkdpipe.stages.shared.reporting import Silent
+from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
 
 Hkdpipe = Callable[..., Any]
 RUN = ("run", "--preset", "digits")
@@ -296,7 +296,7 @@ def test_other_processes_of_a_training_neither_own_nor_speak(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     world = SimpleNamespace(first=False, size=2, rank=1)
-    monkeypatch.setattr(sys.modules["hkdpipe.trainer.world"], "world_from_environment", lambda: world)
+    monkeypatch.setattr(sys.modules["hkdpipe.trainer.loop.world"], "world_from_environment", lambda: world)
     Path("x").mkdir()
     with owning(Path("x"), "x"):
         ran = hkdpipe("train", "--run-dir", "x", "--json")
@@ -433,7 +433,7 @@ def test_a_place_below_a_file(stages: Any, hkdpipe: Hkdpipe) -> None:
 
 
 def test_status(stages: Any, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hkdpipe.stages.state import StageState
+    from hkdpipe.stages.shared.stage_state import StageState
 
     def state(name: str, state: Any) -> Callable[..., StageState]:
         return lambda *_: StageState(name, state, 1000, 2000, "units", f"detail of {name}")
@@ -443,7 +443,7 @@ def test_status(stages: Any, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch) 
         training_state=state("training", "partial"),
         evaluation_state=state("evaluation", "absent"),
     )
-    monkeypatch.setitem(sys.modules, "hkdpipe.stages.state", states)
+    monkeypatch.setitem(sys.modules, "hkdpipe.stages.shared.stage_state", states)
     hkdpipe("generate-trajectories", "--preset", "digits", "--run-dir", "x")
     ran = hkdpipe("status", "--run-dir", "x")
     assert ran.code == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hkdpipe.pipeline.progress import Bars, Lines, make_reporter, print_summary
-from hkdpipe.stages.reporting import Summary, duration
+from hkdpipe.stages.shared.reporting import Summary, duration
 
 
 def test_plain_lines() -> None:

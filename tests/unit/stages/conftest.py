@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hkdpipe.manifests import writing
-from hkdpipe.manifests.plan import Plan
-from hkdpipe.trainer.sampler import sigma_schedule
+from hkdpipe.manifests.archive import writer
+from hkdpipe.manifests.plan.plan import Plan
+from hkdpipe.trainer.teachers.sampler import sigma_schedule
 
 WriteShards = Callable[[Path, Plan, int], None]
 
@@ -45,13 +45,13 @@ def write_shards() -> WriteShards:
     """
 
     def write(root: Path, plan: Plan, shards: int) -> None:
-        writing.begin(root, plan)
+        writer.begin(root, plan)
         for k in range(shards):
             start, stop = plan.shard_range(k)
             values = 10 * np.arange(start, stop)[:, None] + np.arange(len(plan.sigmas))
             states = np.broadcast_to(values[:, :, None, None, None], (stop - start, *plan.states_shape))
-            writing.write_shard(root, plan, k, states.astype(plan.stored_dtype), {})
+            writer.write_shard(root, plan, k, states.astype(plan.stored_dtype), {})
         if shards == plan.shards:
-            writing.finish(root, plan)
+            writer.finish(root, plan)
 
     return write

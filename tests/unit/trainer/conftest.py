@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.trainer.methods.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.settings import KoopmanSettings
 
 Randomise = Callable[[nn.Module], None]
 

@@ -1,0 +1,41 @@
+"""hkdpipe cancel: take a run's jobs out of the queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hkdpipe.pipeline.cluster import slurm
+from hkdpipe.pipeline.configuration.run_directory import RunDir
+from hkdpipe.pipeline.options import FOLDER, json_option, next_command, quiet_option
+from hkdpipe.pipeline.progress import report
+from hkdpipe.stages.shared.reporting import Summary
+
+
+@click.command("cancel", short_help="Cancel a run's SLURM jobs.")
+@click.option("--run-dir", type=FOLDER, metavar="DIR", required=True, help="Run directory.")
+@quiet_option
+@json_option
+def command(run_dir: Path, quiet: bool, as_json: bool) -> None:
+    """Cancel the jobs of a run that are waiting or running; what they have done is kept.
+
+    \b
+      hkdpipe cancel --run-dir /data/cifar10
+    """
+    run = RunDir(run_dir)
+    run.check_exists()
+    jobs = slurm.read_jobs(run)
+    tasks = slurm.tasks(jobs)
+    live = [job for job in jobs if slurm.is_live(slurm.states_of(job, tasks))]
+    if live:
+        slurm.cancel(live)
+    summary = Summary(
+        title="cancel",
+        header=("stage", "", "job"),
+        rows=tuple((job.stage, "cancelled", job.number) for job in live),
+        next_commands=(next_command("status", run),),
+        data={"cancelled": [job.number for job in live]},
+        did_nothing=not live,
+    )
+    report(summary, quiet, as_json)

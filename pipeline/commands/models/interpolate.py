@@ -1,0 +1,72 @@
+"""hkdpipe interpolate: pictures between two of a generator's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hkdpipe.pipeline.options import (
+    FOLDER,
+    folder_or_url,
+    model_option,
+    one_process_only,
+    seed_option,
+    work_options,
+)
+from hkdpipe.pipeline.progress import report
+from hkdpipe.pipeline.stage_calls import working
+
+PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7))
+
+
+@click.command("interpolate", short_help="Pictures between two, by noise and latents.")
+@model_option
+@click.option("--out", type=FOLDER, metavar="DIR", required=True, help="Folder for PNG, GIF and WebP.")
+@click.option(
+    "--between",
+    "pairs",
+    type=(click.IntRange(min=0), click.IntRange(min=0)),
+    multiple=True,
+    metavar="A B",
+    help="Numbers of two images of the seed, or of two trajectories of --archive; may be repeated "
+    "(default: four pairs).",
+)
+@click.option("--steps", type=click.IntRange(min=2), default=9, show_default=True, help="Images of a pair.")
+@seed_option
+@click.option("--archive", type=folder_or_url, metavar="ARCHIVE", help="Trajectories: a folder or a URL.")
+@click.option(
+    "--time",
+    type=float,
+    metavar="SIGMA",
+    help="Noise level of the archive's states whose latents are mixed (default: the start).",
+)
+@work_options
+def command(
+    model: Path,
+    out: Path,
+    pairs: tuple[tuple[int, int], ...],
+    steps: int,
+    seed: int,
+    archive: Path | str | None,
+    time: float | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Go from one image to another: spherically between their noises, linearly between their latents.
+
+    \b
+      hkdpipe interpolate --model runs/digits/export --between 0 1 --out between
+      hkdpipe interpolate --model runs/digits/export --archive runs/digits/trajectories --time 1 --out between
+    """
+    one_process_only("interpolate")
+    with working(device, quiet) as work:
+        from hkdpipe.stages.whitebox.trajectory import interpolate
+
+        how: Any = {"archive": archive, "time": time, "device": work.device, "stop": work.stop}
+        summary = work.perform(
+            "interpolate", out, None, lambda: interpolate(model, out, pairs or PAIRS, seed, steps, **how)
+        )
+        report(summary, quiet, as_json)

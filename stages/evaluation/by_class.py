@@ -1,0 +1,62 @@
+"""Measurements of a conditional model by class: rows of per_class.csv."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
+
+Row = dict[str, Any]
+
+
+def class_rows(
+    metric: str,
+    classes: tuple[int, ...],
+    asked: NDArray[np.int64],
+    features: NDArray[np.floating],
+    judged: NDArray[np.int64] | None,
+    real: NDArray[np.floating],
+    labels: NDArray[np.int64] | None,
+) -> list[Row]:
+    """A row for each of `classes`: how many `samples` were asked for it (asked (N,), their features (N, d)),
+    under `metric` their Frechet distance to the real images of that class (features (M, d), labels (M,) or
+    None where they are not known), and `as_asked`, the share in which a classifier sees that class (judged
+    (N,), None without such a classifier).
+
+    Left out is a distance that has fewer than two images on a side, and what has no samples.
+    """
+    rows = []
+    for number in sorted(classes):
+        own = asked == number
+        row: Row = {"class": number, "samples": int(own.sum())}
+        like = real[:0] if labels is None else real[labels == number]
+        if min(own.sum(), len(like)) >= 2:
+            row[metric] = frechet_distance(statistics([features[own]]), statistics([like]))
+        if judged is not None and own.any():
+            row["as_asked"] = float((judged[own] == number).mean())
+        rows.append(row)
+    return rows
+
+
+def match_rows(classes: NDArray[np.int64], errors: NDArray[np.floating]) -> list[Row]:
+    """For each class among those of held-out trajectories (N,): how many are `held_out`, and `match_mse`, the
+    mean of their errors (N,)."""
+    return [
+        {
+            "class": number,
+            "held_out": int((classes == number).sum()),
+            "match_mse": float(errors[classes == number].mean()),
+        }
+        for number in np.unique(classes).tolist()
+    ]
+
+
+def merged(rows: list[Row], others: list[Row]) -> list[Row]:
+    """Rows with the same name, number of evaluations and class made one, in the order they first come."""
+    found: dict[tuple[str, int, int], Row] = {}
+    for row in [*rows, *others]:
+        found.setdefault((row["name"], row["nfe"], row["class"]), {}).update(row)
+    return list(found.values())

@@ -1,0 +1,64 @@
+"""The pictures of an evaluation: samples.png and strip.png."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hkdpipe.stages.evaluation.context import Context
+from hkdpipe.stages.shared.picture_grids import beside, grid, save_png, strip
+
+PICTURED = 64
+STRIP_ROWS = 4
+
+
+@torch.inference_mode()
+def sample_picture(context: Context) -> None:
+    """One-step samples beside the teacher's from the same noise, of a conditional teacher in the order of
+    their classes."""
+    context.check_stop()
+    noise, classes, sorted_by = context.noise(0, PICTURED), context.classes(0, PICTURED), ""
+    if classes is not None:
+        order = np.argsort(classes, kind="stable")
+        noise, classes, sorted_by = noise[order], classes[order], ", by class"
+    labels = context.told(classes)
+    sampler, nfe = context.whole_sampler()
+    parts = [
+        (f"one step (1 evaluation){sorted_by}", context.student.sample(noise, labels)),
+        (
+            f"teacher, same noise ({nfe}){sorted_by}",
+            sampler(noise, labels),
+        ),
+    ]
+    pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
+    picture = beside(pictures)
+    context.check_owned()
+    save_png(context.out / "samples.png", picture)
+
+
+@torch.inference_mode()
+def strip_picture(context: Context) -> None:
+    """Stored states of some held-out trajectories, and what the student makes of each of them."""
+    context.check_stop()
+    sigmas = context.archive.sigmas
+    count = min(STRIP_ROWS, len(context.archive))
+    states = context.archive.read(range(count), range(len(sigmas)))
+    classes = context.archive.plan.labels(range(count))
+    rows, captions = [], []
+    for index, trajectory in enumerate(states):
+        x = torch.from_numpy(trajectory).float().to(context.device)
+        known = context.predicted
+        own = None if classes is None else np.repeat(classes[index], known)
+        levels = torch.from_numpy(sigmas[:known]).float().to(context.device)
+        made = context.student.predict(x[:known], levels, context.told(own))
+        shown = trajectory.astype(np.float32) / np.maximum(1, sigmas)[:, None, None, None]
+        blank = torch.ones_like(x[known:-1])
+        rows += [shown, torch.cat([made, blank, x[-1:]]).cpu().numpy()]
+        captions += [
+            f"trajectory {index}{'' if classes is None else f', class {classes[index]}'}: "
+            "states (x / max(1, sigma))",
+            "one step from each state; the end itself",
+        ]
+    picture = strip(rows, captions, [f"{sigma:.2g}" for sigma in sigmas])
+    context.check_owned()
+    save_png(context.out / "strip.png", picture)

@@ -1,0 +1,326 @@
+"""Stage 1: run the teacher's sampler and write an archive of its trajectories."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hkdpipe.manifests.archive.contents import describe, missing_shards, planned, valid_record
+from hkdpipe.manifests.archive.writer import begin, finish, write_shard
+from hkdpipe.manifests.ground import rng
+from hkdpipe.manifests.ground.atomic_files import make_folders
+from hkdpipe.manifests.ground.claims import Claims
+from hkdpipe.manifests.ground.errors import Interrupted, InUseError, UsageError
+from hkdpipe.manifests.plan.plan import Plan
+from hkdpipe.stages.generation.device_encoding import stored_numbers
+from hkdpipe.stages.generation.disk_space import check_storage
+from hkdpipe.stages.generation.worker import ALONE, Worker
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
+from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.trainer.images.labels import one_hot
+from hkdpipe.trainer.numbers.precision import tf32
+from hkdpipe.trainer.teachers.sampler import evaluations, network_range, noise_levels, sample_trajectory
+from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
+
+WHOLE = "archive"
+"""The name under which plan and manifest are claimed while they are written."""
+WAIT_SECONDS = 1.0  # between looks at shards that others are making
+
+
+def generate(
+    teacher: str,
+    out: Path,
+    settings: GenerationSettings,
+    licence: str = "",
+    *,
+    worker: Worker = ALONE,
+    wait: bool = False,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Write the archive `out`, or what it still lacks; shard by shard, writing beside sampling.
+
+    Any number of workers may do so at once: each begins with the shards that are its own by number, and goes
+    on with those that nobody is making. Whoever finds the archive complete writes its manifest. With `wait`
+    it returns no earlier, and makes the shards of workers that vanish.
+
+    `licence` is that of a teacher that names none. Raises UsageError where `out` is an archive of another
+    teacher or other settings, HkdpipeError where there is no space for it, Interrupted when asked to stop:
+    whole shards are kept, the one under way is generated again.
+    """
+    loaded = load_teacher(teacher, device)
+    plan = make_plan(loaded, settings, licence)
+    make_folders(out)
+    started = time.monotonic()
+    with Claims(out) as claims:
+        begin_beside_others(out, plan, claims, reporter)
+        made: list[int] = []
+        if missing_shards(out, plan):
+            made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop, wait)
+        missing = finish_beside_others(out, claims)
+    generated = _trajectories(plan, made)
+    seconds = time.monotonic() - started
+    channels, height, width = plan.shape
+    rows = [
+        ("trajectories", f"{plan.count:,} of {channels}x{height}x{width}, {len(plan.sigmas)} states each"),
+        ("network evaluations each", f"{evaluations(settings.steps, settings.solver)}"),
+        ("shards", f"{plan.shards} ({settings.format}), {describe(out)['bytes'] / 1e6:,.1f} MB"),
+    ]
+    if made:
+        rows.append(
+            ("generated now", f"{generated:,} in {seconds:,.0f} s: {generated / seconds:,.1f} a second")
+        )
+    if missing:
+        rows.append(("left to other workers", f"{len(missing)} shards"))
+    following = shlex.join(
+        ["hkdpipe", "train", "--archive", str(out), "--teacher", teacher, "--out", "TRAINING"]
+    )
+    return Summary(
+        title="generate-trajectories",
+        rows=tuple(rows),
+        files=(out,),
+        next_commands=() if missing else (following,),
+        data={
+            "archive": str(out),
+            "trajectories": plan.count,
+            "shards": plan.shards,
+            "generated": generated,
+            "missing": len(missing),
+        },
+        did_nothing=not made and not missing,
+    )
+
+
+def begin_beside_others(out: Path, plan: Plan, claims: Claims, reporter: Reporter) -> None:
+    """Begin an archive, or go on with it. Raises as `check_storage` and `begin` do."""
+    with claims.waiting(WHOLE):
+        # Before the plan is written: after a refusal another count or fewer states may be asked for.
+        check_storage(out, plan, missing_shards(out, plan), reporter)
+        claims.remove_leftovers()
+        begin(out, plan)
+
+
+def finish_beside_others(out: Path, claims: Claims) -> list[int]:
+    """Write the manifest of an archive that has all its shards; returns those that are missing."""
+    with claims.waiting(WHOLE):
+        # Another worker may have been told to make more, and be done already.
+        plan = planned(out)
+        missing = missing_shards(out, plan)
+        if not missing and not (out / "manifest.json").is_file():
+            finish(out, plan)
+    return missing
+
+
+def make_plan(teacher: Teacher, settings: GenerationSettings, licence: str = "") -> Plan:
+    """What the archive will hold, at the noise levels that the teacher allows.
+
+    `licence` is that of a teacher that names none. UsageError naming the key that is not accepted.
+    """
+    try:
+        return _plan(teacher, settings, licence)
+    except ValueError as error:
+        raise UsageError(f"generation.{error}") from None
+
+
+def _plan(teacher: Teacher, settings: GenerationSettings, licence: str) -> Plan:
+    sigma_min, sigma_max = network_range(teacher, settings.sigma_min, settings.sigma_max)
+    return Plan(
+        form=settings.format,
+        count=settings.count,
+        shard_size=settings.shard_size,
+        shape=teacher.image_shape,
+        dtype=settings.dtype,
+        encoding=settings.encoding,
+        codec=settings.codec,
+        sigmas=_stored_levels(teacher, settings, sigma_min, sigma_max),
+        seed=settings.seed,
+        classes=settings.classes or tuple(range(teacher.arch.label_dim)),
+        batch_size=settings.batch_size,
+        sampler={
+            "steps": settings.steps,
+            "sigma_min": sigma_min,
+            "sigma_max": sigma_max,
+            "rho": settings.rho,
+            "solver": settings.solver,
+        },
+        teacher={
+            "sha256": teacher.sha256,
+            "architecture": teacher.arch.to_json(),
+            "source": teacher.source,
+            "licence": teacher.about.get("licence") or licence,
+            "dataset": teacher.about.get("dataset", ""),
+        },
+    )
+
+
+def _stored_levels(
+    teacher: Teacher, settings: GenerationSettings, sigma_min: float, sigma_max: float
+) -> tuple[float, ...]:
+    """Noise levels of the stored states."""
+    try:
+        levels = noise_levels(teacher, settings.steps, sigma_min, sigma_max, settings.rho).tolist()
+    except OverflowError:
+        levels = []
+    if not levels or not all(high > low for high, low in itertools.pairwise(levels)):
+        raise ValueError(
+            f"sigma_min, sigma_max, rho: got {sigma_min}, {sigma_max}, {settings.rho}; "
+            f"accepted: values that give {settings.steps} falling noise levels"
+        )
+    return tuple(levels[step] for step in settings.stored_steps)
+
+
+def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> Iterator[NDArray[Any]]:
+    """Shard k in pieces (up to batch_size, states, C, H, W).
+
+    Network batches start at fixed places of the shard and are padded to one shape, since another batch size
+    changes the last bits of a result.
+    """
+    for batch in range(batches(plan, k)):
+        yield sample_batch(teacher, plan, k, batch, device)
+
+
+def batches(plan: Plan, k: int) -> int:
+    """Network batches of shard k."""
+    start, stop = plan.shard_range(k)
+    return -(-(stop - start) // plan.batch_size)
+
+
+def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch.device) -> NDArray[Any]:
+    """One network batch of shard k as it is stored: (up to batch_size, states, C, H, W)."""
+    start, stop = plan.shard_range(k)
+    schedule = noise_levels(teacher, plan.sampler["steps"], **plan.schedule)
+    # The nearest, since another machine may round a level otherwise in its last bit.
+    stored = [int((schedule - sigma).abs().argmin()) for sigma in plan.sigmas]
+    first = start + batch * plan.batch_size
+    last = min(first + plan.batch_size, stop)
+    noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
+    noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
+    labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
+    unit = torch.from_numpy(noise).to(device)
+    with tf32(False):
+        states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
+    count = last - first
+    return stored_numbers(states.transpose(0, 1)[:count], unit[:count], plan)
+
+
+def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
+    """How a shard was made: where it is the same, making it again gives the same bytes."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    halved = plan.teacher["architecture"].get("use_fp16", False)
+    compressor = {"numcodecs": version("numcodecs")} if plan.codec != "none" else {}
+    return {
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "precision": "float16" if halved and device.type == "cuda" else "float32",
+        "batch_shape": [plan.batch_size, *plan.shape],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        **compressor,
+    }
+
+
+def make_shards(
+    teacher: Teacher,
+    out: Path,
+    plan: Plan,
+    worker: Worker,
+    claims: Claims,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+    wait: bool = False,
+) -> list[int]:
+    """Make the missing shards of a begun archive that no other worker is making; returns their numbers,
+    with `wait` not before those of the others are made as well.
+
+    One shard is sampled while a thread encodes and writes the one before.
+    """
+    made: list[int] = []
+    how = fingerprint(plan, device)
+    left = missing_shards(out, plan)
+    done = plan.count - _trajectories(plan, left)
+    writing: Future[None] | None = None
+
+    def still_planned(k: int) -> bool:
+        # A larger count given to another worker makes a last shard that was shorter a longer one.
+        return planned(out).shard_range(k) == plan.shard_range(k)
+
+    def owned(k: int) -> bool:
+        return claims.holds(claim_of(k)) and still_planned(k)
+
+    def write(k: int, pieces: list[NDArray[Any]]) -> None:
+        try:
+            write_shard(out, plan, k, np.concatenate(pieces), how, lambda: owned(k))
+            made.append(k)
+        except InUseError as error:
+            reporter.warn(str(error))
+        finally:
+            claims.release(claim_of(k))
+
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        reporter.phase("generating trajectories", plan.count, "trajectories", done) as advance,
+    ):
+        while True:
+            before = len(made)
+            left = missing_shards(out, plan)
+            for k in worker.order(left):
+                if k not in left or not claims.take(claim_of(k)):
+                    continue
+                if valid_record(out, plan, k) or not still_planned(k):
+                    # Made by another worker since the list was, or to be made longer than this one knows it.
+                    claims.release(claim_of(k))
+                    continue
+                pieces = []
+                filled = 0
+                for piece in sample_shard(teacher, plan, k, device):
+                    pieces.append(piece)
+                    filled += len(piece)
+                    advance(done + filled)
+                    if filled < _trajectories(plan, [k]) and stop():
+                        raise Interrupted(
+                            f"stopped in shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
+                        )
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(write, k, pieces)
+                # What other workers have made counts as well.
+                left = missing_shards(out, plan, left)
+                done = max(done + filled, plan.count - _trajectories(plan, left))
+                if stop():
+                    raise Interrupted(
+                        f"stopped after shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
+                    )
+            if writing is not None:
+                writing.result()
+            if len(made) > before:
+                continue
+            if not wait or not missing_shards(out, plan):
+                return made
+            if stop():
+                raise Interrupted(f"stopped while others make the last shards of {out}")
+            time.sleep(WAIT_SECONDS)
+
+
+def claim_of(k: int) -> str:
+    """The name under which shard k is claimed."""
+    return f"{k:06d}"
+
+
+def _trajectories(plan: Plan, shards: Sequence[int]) -> int:
+    return sum(stop - start for start, stop in map(plan.shard_range, shards))

@@ -1,0 +1,194 @@
+"""Samples: one-step ones of an export or a checkpoint, or a teacher's by its own sampling."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hkdpipe.manifests.ground import rng
+from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
+from hkdpipe.manifests.ground.errors import Interrupted, UsageError
+from hkdpipe.stages.sampling.students import trained_classes
+from hkdpipe.stages.settings.teacher_sampling import TeacherSampling
+from hkdpipe.stages.shared.picture_grids import grid, save_png, to_uint8
+from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.trainer.exports.inert_program import InertProgram
+from hkdpipe.trainer.exports.programs import OnnxModel
+from hkdpipe.trainer.images.labels import one_hot
+from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.teachers.sampler import (
+    Churn,
+    edm_generators,
+    evaluations,
+    following_noise,
+    sample_stochastic,
+    sample_trajectory,
+)
+from hkdpipe.trainer.teachers.teacher import load_teacher
+
+BATCH_SIZE = 256
+PICTURED = 256
+
+
+def sample(
+    model: Path,
+    out: Path,
+    count: int,
+    seed: int,
+    *,
+    class_number: int | None = None,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Write `out`/samples.npz (images: uint8 (N, H, W, C)) and `out`/samples.png (the first 256).
+
+    Image i depends on (seed, i) alone, to the rounding that the size of a network batch brings. So does its
+    class, of a conditional model: drawn of those it was trained on, unless `class_number` says which; the
+    .npz then holds `labels`, int64 (N,), too. UsageError where the model was not trained on that class.
+    """
+    generator = _generator(model, device)
+    shape, label_dim = generator.image_shape, generator.label_dim
+    classes = asked_classes(trained_classes(model, label_dim), class_number)
+
+    def images(indices: range, labels: Tensor | None) -> Tensor:
+        noise = torch.from_numpy(rng.unit_noise(seed, "sampling", indices, shape))
+        return generator.sample(noise.to(device), labels)
+
+    what = _Asked(shape, count, seed, classes, label_dim, device)
+    return _sample(images, what, out, (("model", str(model)),), reporter, stop)
+
+
+def _generator(model: Path, device: torch.device) -> Student | OnnxModel | InertProgram:
+    """InputError where there is none, or not one that hkdpipe exports."""
+    if model.suffix == ".pt2":
+        return InertProgram(model, device)
+    if model.suffix == ".onnx":
+        return OnnxModel(model, device)
+    return load_model(model, device).folded()
+
+
+def sample_teacher(
+    teacher: str,
+    out: Path,
+    count: int,
+    seed: int,
+    sampling: TeacherSampling,
+    *,
+    class_number: int | None = None,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """The same of a teacher, by its own sampler; by default from the noise that `sample` gives a student."""
+    loaded = load_teacher(teacher, device)
+    label_dim = loaded.arch.label_dim
+    classes = asked_classes(tuple(range(label_dim)), class_number)
+
+    def images(indices: range, labels: Tensor | None) -> Tensor:
+        noise, draw = _noise(seed, indices, loaded.image_shape, device, sampling.edm_seeds)
+        steps, solver = sampling.steps, sampling.solver
+        if sampling.churn:
+            churn = Churn(sampling.churn, sampling.s_min, sampling.s_max, sampling.s_noise)
+            return sample_stochastic(loaded, noise, draw, churn, steps, labels, solver=solver)
+        return sample_trajectory(loaded, noise, steps, labels, solver=solver, keep=[steps])[0][0]
+
+    rows = (
+        ("teacher", teacher),
+        ("network evaluations each", str(evaluations(sampling.steps, sampling.solver))),
+    )
+    what = _Asked(loaded.image_shape, count, seed, classes, label_dim, device)
+    return _sample(images, what, out, rows, reporter, stop)
+
+
+def _noise(
+    seed: int, indices: range, shape: tuple[int, ...], device: torch.device, edm_seeds: bool
+) -> tuple[Tensor, Callable[[int], Tensor]]:
+    """Unit noise (N, *shape) that images start from, and by the step's number that which churn adds."""
+    if edm_seeds:
+        generators = edm_generators(seed, indices, device)
+        # EDM draws the start in the network's precision and what follows in the state's.
+        start = following_noise(generators, shape, torch.float32)
+        return start, lambda step: following_noise(generators, shape, torch.float64)
+
+    def of(purpose: str) -> Tensor:
+        return torch.from_numpy(rng.unit_noise(seed, purpose, indices, shape)).to(device)
+
+    return of("sampling"), lambda step: of(f"sampling-churn-{step}")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How many images of which shape and of which classes; none of an unconditional network."""
+
+    shape: tuple[int, int, int]
+    count: int
+    seed: int
+    classes: tuple[int, ...]
+    label_dim: int
+    device: torch.device
+
+
+def _sample(
+    make: Callable[[range, Tensor | None], Tensor],
+    asked: _Asked,
+    out: Path,
+    rows: tuple[tuple[str, str], ...],
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Write what `make` gives for the numbers of images and their one-hot classes, batch by batch."""
+    count = asked.count
+    labels = rng.choice(asked.seed, "sampling-labels", range(count), asked.classes) if asked.classes else None
+    make_folders(out)
+    images = np.empty((count, *asked.shape), dtype=np.float32)
+    with reporter.phase("sampling", count, "images") as advance, torch.inference_mode():
+        for start in range(0, count, BATCH_SIZE):
+            if stop():
+                raise Interrupted("stopped; nothing was written")
+            indices = range(start, min(start + BATCH_SIZE, count))
+            told = None
+            if labels is not None:
+                told = one_hot(labels[start : indices.stop], asked.label_dim, asked.device)
+            images[start : indices.stop] = make(indices, told).cpu().numpy()
+            advance(indices.stop)
+    archive = io.BytesIO()
+    arrays: dict[str, NDArray[Any]] = {"images": to_uint8(images).transpose(0, 2, 3, 1)}
+    if labels is not None:
+        arrays["labels"] = labels
+    np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
+    write_atomic(out / "samples.npz", archive.getvalue())
+    save_png(out / "samples.png", grid(images[:PICTURED], math.ceil(math.sqrt(min(count, PICTURED)))))
+    classes = [("classes", _in_words(asked.classes))] if asked.classes else []
+    return Summary(
+        title="sample",
+        rows=(("images", f"{count:,}"), *classes, ("seed", str(asked.seed)), *rows),
+        files=(out / "samples.png", out / "samples.npz"),
+        data={"images": str(out / "samples.npz"), "picture": str(out / "samples.png"), "count": count},
+    )
+
+
+def asked_classes(known: tuple[int, ...], class_number: int | None) -> tuple[int, ...]:
+    """The one that --class names, else all of those known; none of an unconditional network."""
+    if class_number is None:
+        return known
+    if class_number not in known:
+        accepted = _in_words(known) if known else "none, as the model knows no classes"
+        raise UsageError(f"--class: got {class_number}; accepted: {accepted}")
+    return (class_number,)
+
+
+def _in_words(classes: tuple[int, ...]) -> str:
+    first, last = min(classes), max(classes)
+    without_gaps = len(classes) == last - first + 1 and first < last
+    return f"{first} to {last}" if without_gaps else ", ".join(map(str, sorted(classes)))

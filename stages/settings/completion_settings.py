@@ -1,0 +1,19 @@
+"""How pictures are completed. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CompletionSettings:
+    """`hkdpipe inpaint` and `colorize`: `count` completions of each picture, in so many steps.
+
+    The first step is from pure noise, the others from noise levels from `highest` down to `lowest`.
+    """
+
+    count: int = 4
+    seed: int = 0
+    steps: int = 36
+    highest: float = 2.0
+    lowest: float = 0.1

@@ -1,0 +1,94 @@
+"""Where each stage stands, read from what it wrote. Free of torch, so that `status` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hkdpipe.manifests.archive.contents import describe
+from hkdpipe.manifests.ground.atomic_files import read_json_if_there
+from hkdpipe.manifests.ground.sections import digest, of_kind
+from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
+from hkdpipe.stages.shared.reporting import duration
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
+
+Completeness = Literal["absent", "partial", "complete"]
+
+
+@dataclass(frozen=True)
+class StageState:
+    name: str
+    state: Completeness
+    done: int
+    total: int
+    unit: str
+    detail: str
+
+
+def generation_state(archive: Path, settings: GenerationSettings) -> StageState:
+    """Complete when the archive holds all the trajectories asked for."""
+    found = describe(archive)
+    complete = found["state"] == "complete" and found["count"] >= settings.count
+    state: Completeness = "complete" if complete else "partial" if found["state"] != "absent" else "absent"
+    detail = f"{found['shards_done']} of {found['shards']} shards, {found['bytes'] / 1e6:,.1f} MB"
+    if found["shards_claimed"]:
+        detail += f", {found['shards_claimed']} in the making"
+        if found["per_second"]:
+            left = (found["count"] - found["trajectories"]) / found["per_second"]
+            detail += f", {found['per_second']:,.1f} trajectories a second, {duration(left)} left"
+    return StageState(
+        "generation",
+        state,
+        found["trajectories"],
+        settings.count,
+        "trajectories",
+        "" if state == "absent" else detail,
+    )
+
+
+def training_state(folder: Path, settings: TrainingSettings) -> StageState:
+    """Complete when the newest checkpoint has seen the budget."""
+    found = newest_state(folder / "checkpoints")
+    if found is None:
+        return StageState("training", "absent", 0, settings.budget, "trajectories", "")
+    path, state = found
+    complete: Completeness = "complete" if state["seen"] >= settings.budget else "partial"
+    return StageState("training", complete, state["seen"], settings.budget, "trajectories", path.name)
+
+
+def evaluation_state(
+    folder: Path, export: Path, training_folder: Path, settings: EvaluationSettings
+) -> StageState:
+    """Complete when the measurements are those of these settings on the newest checkpoint."""
+    rows = len(list((folder / "rows").glob("*.json")))
+    total = len(settings.metrics)
+    found = newest_state(training_folder / "checkpoints")
+    metrics = read_json_if_there(folder / "metrics.json")
+    if metrics is None or found is None:
+        state: Completeness = "partial" if rows else "absent"
+        return StageState("evaluation", state, 0, total, "metrics", f"{rows} rows measured" if rows else "")
+    current = isinstance(metrics, dict) and metrics.get("identity") == evaluation_identity(settings, found[1])
+    if not current or not (export / "config.json").is_file():
+        return StageState(
+            "evaluation", "partial", 0, total, "metrics", "of other settings or an older checkpoint"
+        )
+    return StageState("evaluation", "complete", total, total, "metrics", str(folder / "metrics.json"))
+
+
+def newest_state(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose state.json can be read, without checking its weights."""
+    for path in sorted(checkpoints.glob("step-*"), reverse=True):
+        state = read_json_if_there(path / "state.json")
+        if isinstance(state, dict) and isinstance(state.get("seen"), int):
+            return path, state
+    return None
+
+
+def evaluation_identity(settings: EvaluationSettings, checkpoint: dict[str, Any]) -> str:
+    """Digest of what is measured and on which weights."""
+    growing = of_kind(settings, "growing")
+    return digest(
+        [of_kind(settings, "identity"), growing, checkpoint.get("sha256"), checkpoint.get("identity")]
+    )

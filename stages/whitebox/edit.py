@@ -1,0 +1,203 @@
+"""Frequency-aware edits: a spectral band of a reference mixed into an image, by several ratios."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
+from hkdpipe.manifests.ground.errors import Interrupted, UsageError
+from hkdpipe.stages.sampling.students import load_hkd
+from hkdpipe.stages.shared.picture_grids import save_png, strip, to_uint8
+from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.whitebox.masks import read_mask
+from hkdpipe.stages.whitebox.subjects import Subjects, read_subjects
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.teachers.sampler import invert, sigma_schedule
+from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
+from hkdpipe.trainer.whitebox.bands import BANDS, Band, band_masks
+from hkdpipe.trainer.whitebox.editing import Observed, at_every_level, content_kept, inject
+
+SIDE = 72  # pixels an image is enlarged to, at least
+INVERSION_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is mixed into an image."""
+
+    ratios: Sequence[float]
+    band: Band
+    mask: str
+    time: float | None
+    """The noise level at which it is mixed in; None: the midpoint of Karras' time."""
+    all_bands: bool
+    """Whether all bands are mixed in, too, for comparison."""
+
+
+def edit(
+    model: Path,
+    source: str,
+    reference: str,
+    out: Path,
+    wanted: Edit,
+    *,
+    teacher: str | None = None,
+    class_number: int | None = None,
+    device: torch.device,
+    reporter: Reporter,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Mix a band of the reference's observables into the image's; write `out`/edit.png, .csv and .npz.
+
+    Both are read by `read_subjects`. A sample's observables are those of its noise; a picture's those of its
+    noise by the teacher's ODE, if a teacher is given, else E(picture, sigma_min), evolved backwards.
+    The .npz holds `images`, uint8 (rows of the .csv, H, W, C).
+    """
+    student = load_hkd(model, device)
+    time = sigma_schedule(3, student.sigma_min, student.sigma_max, student.rho)[1].item()
+    time = time if wanted.time is None else wanted.time
+    if not student.sigma_min <= time <= student.sigma_max:
+        raise UsageError(
+            f"--time: got {time:g}; accepted: noise levels of the trajectory, from {student.sigma_min:g} to "
+            f"{student.sigma_max:g}"
+        )
+    painted = read_mask(wanted.mask, *student.image_shape[1:]).to(device)
+    inverter = None if teacher is None else _fitting(teacher, student, device)
+    given = [
+        _one(read_subjects(text, option, student, model, class_number), option, text)
+        for text, option in ((source, "--image"), (reference, "--reference"))
+    ]
+    bands = {str(wanted.band): wanted.band}
+    if wanted.all_bands:
+        bands[str(BANDS["all"])] = BANDS["all"]
+    with reporter.phase("editing", 2 + len(bands), "parts") as advance, torch.inference_mode():
+        seen = []
+        for one in given:
+            _check(stop)
+            seen.append(_observed(student, one, inverter))
+            advance(len(seen))
+        original, other = seen
+        ends = [student.decode(one.at(student, student.sigma_min), given[0].labels) for one in seen]
+        if torch.equal(*ends):
+            raise UsageError(f"--reference: got {reference}, the image itself; accepted: another")
+        edited = {}
+        for name, band in bands.items():
+            _check(stop)
+            weights = at_every_level(band_masks(student, band), painted)
+            edited[name] = inject(student, original, other, time, weights, wanted.ratios, given[0].labels)
+            advance(2 + len(edited))
+    rows: list[dict[str, Any]] = [
+        {"band": name, "ratio": ratio, **change}
+        for name, images in edited.items()
+        for ratio, change in zip(wanted.ratios, _changes(images, ends, painted), strict=True)
+    ]
+    _write(out, rows, edited, ends, wanted.ratios)
+    reconstructed = {
+        option: (end - one.images).square().mean().sqrt().item()
+        for option, one, end in zip(("image", "reference"), given, ends, strict=True)
+        if one.noise is None
+    }
+    files = tuple(out / f"edit.{suffix}" for suffix in ("png", "csv", "npz"))
+    return Summary(
+        title=f"edit of {source} by {reference} at sigma {time:.3g}, mask {wanted.mask}",
+        header=("band", "ratio", "change inside", "outside", "low frequencies kept", "high kept"),
+        rows=tuple(
+            (
+                str(row["band"]),
+                f"{row['ratio']:.0%}",
+                *(f"{row[name]:.3f}" for name in ("change_inside", "change_outside")),
+                *(f"{row[name]:.0%}" for name in ("low_kept", "high_kept")),
+            )
+            for row in rows
+        ),
+        files=files,
+        next_commands=(f"hkdpipe inpaint --model {model} --image {source} --out {out / 'inpainted'}",),
+        data={
+            "picture": str(files[0]),
+            "images": str(files[2]),
+            "time": time,
+            "edits": rows,
+            "reconstruction_error": reconstructed,
+        },
+    )
+
+
+def _check(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Interrupted("stopped; nothing was written")
+
+
+def _one(subjects: Subjects, option: str, text: str) -> Subjects:
+    if len(subjects.images) > 1:
+        raise UsageError(
+            f"{option} {text}: holds {len(subjects.images)} pictures; accepted: one, as {text}:0"
+        )
+    return subjects
+
+
+def _fitting(source: str, student: HKD, device: torch.device) -> Teacher:
+    teacher = load_teacher(source, device)
+    shapes = teacher.image_shape, student.image_shape
+    if shapes[0] != shapes[1] or teacher.arch.label_dim != student.arch.label_dim:
+        found, wanted = ("x".join(map(str, shape)) for shape in shapes)
+        raise UsageError(
+            f"--teacher {source}: of images {found} and {teacher.arch.label_dim} classes; accepted: "
+            f"{wanted} and {student.arch.label_dim}, as the model's"
+        )
+    return teacher
+
+
+def _observed(student: HKD, one: Subjects, teacher: Teacher | None) -> Observed:
+    noise = one.noise
+    if noise is None and teacher is not None:
+        noise = invert(teacher, one.images, INVERSION_STEPS, one.labels, sigma_max=student.sigma_max)
+    if noise is None:
+        x, sigma = one.images, student.sigma_min
+    else:
+        x, sigma = noise.to(student.dtype) * student.sigma_max, student.sigma_max
+    return Observed(student.encode(x, x.new_tensor([sigma]), one.labels), sigma)
+
+
+def _changes(images: Tensor, ends: Sequence[Tensor], painted: Tensor) -> list[dict[str, float]]:
+    """What edited images (R, C, H, W) differ by, inside and outside of the mask (RMS), and what they keep."""
+    original, reference = ends
+    squared = (images - original).square().mean(dim=1)
+    low, high = content_kept(images, original[0], reference[0])
+    sums = [(squared * part).sum(dim=(1, 2)) / part.sum() for part in (painted, 1 - painted)]
+    inside, outside = (mean.nan_to_num().sqrt() for mean in sums)
+    return [
+        {"change_inside": a, "change_outside": b, "low_kept": c, "high_kept": d}
+        for a, b, c, d in zip(*(part.tolist() for part in (inside, outside, low, high)), strict=True)
+    ]
+
+
+def _write(
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    edited: dict[str, Tensor],
+    ends: Sequence[Tensor],
+    ratios: Sequence[float],
+) -> None:
+    make_folders(out)
+    original, reference = ends
+    strips = [torch.cat([original, images, reference]).cpu().numpy() for images in edited.values()]
+    columns = ["original", *(f"{ratio:.0%}" for ratio in ratios), "reference"]
+    save_png(out / "edit.png", strip(strips, [f"band: {name}" for name in edited], columns, SIDE))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(out / "edit.csv", text.getvalue().encode())
+    archive = io.BytesIO()
+    images = torch.cat(list(edited.values())).cpu().numpy()
+    np.savez_compressed(archive, images=to_uint8(images).transpose(0, 2, 3, 1))
+    write_atomic(out / "edit.npz", archive.getvalue())

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from hkdpipe.stages.settings.completion_settings import CompletionSettings
+from hkdpipe.stages.whitebox.notebook import edit, inpaint, mask_bands, spectrum
+from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.whitebox.bands import BANDS, Band
+
+ARCHITECTURE = Architecture(
+    img_resolution=8, img_channels=1, model_channels=16, channel_mult=(1, 2), num_blocks=1
+)
+
+
+@pytest.fixture
+def model() -> HKD:
+    torch.manual_seed(0)
+    network = PreconditionedUNet(ARCHITECTURE).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    student = HKD.from_teacher(network, KoopmanSettings()).requires_grad_(False)
+    for parameter in student.koopman.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return student
+
+
+def test_spectrum_has_the_pairs_of_each_level(model: HKD, tmp_path: Path) -> None:
+    spectra, figure = spectrum(model)
+    assert {level: len(spectrum.alpha) for level, spectrum in spectra.items()} == {8: 16, 4: 24}
+    figure.savefig(tmp_path / "spectrum.png")
+    assert (tmp_path / "spectrum.png").stat().st_size > 10_000
+
+
+def test_images_of_bands(model: HKD) -> None:
+    noise = torch.randn(3, 1, 8, 8)
+    images, figure = mask_bands(model, noise, [BANDS["all"], Band(0, 0.4)])
+    assert list(images) == ["whole", "all", "0:0.4"]
+    assert torch.equal(images["whole"], model.sample(noise))
+    assert torch.equal(images["all"], images["whole"])
+    assert not torch.equal(images["0:0.4"], images["whole"])
+    assert isinstance(figure, Figure)
+
+
+def test_edits_go_from_one_image_to_the_other(model: HKD) -> None:
+    one, other = torch.randn(2, 1, 1, 8, 8)
+    images, figure = edit(model, one, other, ratios=(0, 0.5, 1), band=BANDS["all"], mask="all")
+    assert torch.equal(images[:1], model.sample(one))
+    torch.testing.assert_close(images[2:], model.sample(other), rtol=1e-3, atol=1e-4)
+    assert isinstance(figure, Figure)
+
+
+def test_completions_keep_what_is_known(model: HKD) -> None:
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    found, figure = inpaint(model, images, "lower-half", CompletionSettings(count=3, steps=4))
+    assert found.shape == (3, 2, 1, 8, 8)
+    for completion in found:
+        assert torch.equal(completion[..., :4, :], images[..., :4, :])
+        assert not torch.equal(completion[..., 4:, :], images[..., 4:, :])
+    assert not torch.equal(found[0], found[1])
+    assert isinstance(figure, Figure)

@@ -1,0 +1,203 @@
+"""[training]: what is learned from an archive, how long and how fast. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.sections import MAX_SEED, setting
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """[training]: what is learned from an archive, how long and how fast."""
+
+    method: str = setting(
+        "hkd",
+        "hkd: Hierarchical Koopman Diffusion; kd: knowledge distillation, the teacher's denoiser trained on "
+        "the start and the end alone; kdm: the Koopman Distillation Model, networks of its own between them",
+        choices=("hkd", "kd", "kdm"),
+    )
+    budget: int = setting(1_000_000, "trajectories to see, over all processes", minimum=1, kind="growing")
+    batch_size: int = setting(256, "trajectories in a step, over all processes", minimum=1)
+    times: int = setting(
+        1,
+        "of hkd: times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or "
+        "s > 1: the start and s - 1 times in between, as in the paper (5)",
+        minimum=1,
+    )
+    endpoint_share: float = setting(
+        0.5,
+        "with times = 1: probability that the time drawn is the start (pure noise)",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    time_sampling: str = setting(
+        "uniform",
+        "the times in between: 'uniform' in sigma, at the nearest stored state (paper); 'grid': every stored "
+        "state alike",
+        choices=("uniform", "grid"),
+    )
+    between_weight: float = setting(
+        1.0,
+        "weight of the times in between, of whose losses the mean is taken, beside 1 for the start; "
+        "times - 1 makes it the sum (algorithm 1 of the paper)",
+        minimum=0.0,
+    )
+    latent_weight: float = setting(
+        0.1,
+        "weight of the latent consistency of hkd: the observables evolved to the end, against those of the "
+        "last state above sigma = 0, relative to these in each tensor; 0: none (paper)",
+        minimum=0.0,
+    )
+    learning_rate: float = setting(1e-3, "Adam's learning rate", above=0.0)
+    schedule: str = setting(
+        "constant",
+        "learning rate over the budget: constant (paper), or cosine decay to zero",
+        choices=("constant", "cosine"),
+    )
+    warmup: int = setting(
+        0, "trajectories over which the learning rate rises from zero, linearly; 0: none (paper)", minimum=0
+    )
+    weight_decay: float = setting(0.0, "weight decay of the networks", minimum=0.0)
+    weight_decay_form: str = setting(
+        "decoupled",
+        "'decoupled': the weights shrink by learning_rate * weight_decay in a step (AdamW); 'coupled': "
+        "weight_decay times the weights is added to the gradient (an L2 term in Adam)",
+        choices=("decoupled", "coupled"),
+    )
+    gradient_clip: float = setting(0.0, "largest norm of the gradient; 0: unbounded (paper)", minimum=0.0)
+    ema: tuple[float, ...] = setting(
+        (0.9999,),
+        "decay per step of each average of the weights, with the usual warm-up min(ema, (1 + k)/(10 + k)); "
+        "the first is the one that is evaluated unless evaluation.weights says otherwise",
+        minimum=0.0,
+        maximum=1.0,
+        single=True,
+    )
+    init_from: str = setting(
+        "",
+        "checkpoint (its last weights) or export of the same method and network to start from instead of the "
+        "teacher; what counts is what it holds, not where it is, and once the training has begun it is not "
+        "needed any more; '': none",
+        kind="operational",
+    )
+    seed: int = setting(
+        0,
+        "seed of all that a training draws: reading order, times, replacements of damaged trajectories, and "
+        "the weights and the noise of kdm",
+        minimum=0,
+        maximum=MAX_SEED,
+    )
+    order: str = setting(
+        "full",
+        "reading order of an epoch: 'full': a permutation of all trajectories; 'blocks': of the shards, then "
+        "of the trajectories of every block_shards of them, for storage that dislikes random reads",
+        choices=("full", "blocks"),
+    )
+    block_shards: int = setting(4, "with order = 'blocks': shards of a block", minimum=1)
+    validation: int = setting(256, "trajectories held out: the first ones of the archive", minimum=0)
+    perceptual: str = setting(
+        "vgg",
+        "perceptual part of the loss: LPIPS with the backbone named, 'digits': features of the shipped "
+        "digits classifier, 'pseudo-huber': sqrt(|a - b|^2 + 0.03^2) - 0.03, 'none': MSE alone",
+        choices=("vgg", "alex", "squeeze", "digits", "pseudo-huber", "none"),
+    )
+    perceptual_size: int = setting(
+        64, "pixels: LPIPS compares images with a smaller side upsampled to it", minimum=1
+    )
+    perceptual_file: str = setting(
+        "",
+        "local file with torchvision's weights of the LPIPS backbone; what counts is what it holds, not "
+        "where it is; '': look in the torch hub cache",
+        kind="operational",
+    )
+    perceptual_weight: float = setting(
+        1.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
+    )
+    mse_weight: float = setting(1.0, "weight of the MSE (lambda 1 of the paper) at the start", minimum=0.0)
+    mse_decades: float = setting(
+        3.0,
+        "the weight of the MSE falls by so many powers of ten over the budget",
+        minimum=0.0,
+    )
+    precision: str = setting(
+        "float32",
+        "arithmetic: of networks and weights 'float32', or 'float64' for parity checks; 'tf32': float32, but "
+        "GPUs round what they multiply to 10 bits; 'bf16' and 'fp16' of the networks alone, by autocast: "
+        "weights, optimiser, sums of the loss and evolution stay in float32",
+        choices=("float32", "tf32", "float64", "bf16", "fp16"),
+    )
+    micro_batch: int = setting(
+        0,
+        "trajectories that a process takes at once, adding up the gradients of a step; 0: its whole share",
+        minimum=0,
+        kind="operational",
+    )
+    channels_last: bool = setting(
+        False, "keep images and weights with their channels last, as GPUs like them", kind="operational"
+    )
+    compile: bool = setting(
+        False, "let torch.compile make the step faster; its start takes minutes", kind="operational"
+    )
+    recompute: bool = setting(
+        False,
+        "activation checkpointing: compute what is within a block of the networks once more in the backward "
+        "pass, instead of keeping it in memory",
+        kind="operational",
+    )
+    checkpoint_every: int = setting(
+        100_000, "trajectories between checkpoints", minimum=1, kind="operational"
+    )
+    checkpoint_minutes: float = setting(
+        15.0,
+        "minutes between checkpoints, if that is sooner; 0: by trajectories alone",
+        minimum=0.0,
+        kind="operational",
+    )
+    fd_images: int = setting(
+        0,
+        "images of which the Frechet distance is measured at every checkpoint, for distance.csv, with the "
+        "features and the reference of [evaluation]; 0: not",
+        minimum=0,
+        kind="operational",
+    )
+    keep_checkpoints: int = setting(
+        2, "newest checkpoints kept, beside the best", minimum=1, kind="operational"
+    )
+    max_skipped: int = setting(
+        50,
+        "steps in a row without a finite loss and gradient, which are skipped, that end the training",
+        minimum=1,
+        kind="operational",
+    )
+    workers: int = setting(
+        2,
+        "batches that a process reads ahead, each in a thread; 0: read between the steps",
+        minimum=0,
+        kind="operational",
+    )
+    streaming: bool = setting(
+        False,
+        "with order = 'blocks': stream the tar shards of an archive block by block, instead of reading at "
+        "random from files or, of a remote archive, from the cache",
+        kind="operational",
+    )
+    tensorboard: bool = setting(
+        False,
+        "write TensorBoard's events, with pictures of held-out trajectories, beside metrics.csv; needs the "
+        "package tensorboard",
+        kind="operational",
+    )
+    on_damage: str = setting(
+        "stop",
+        "a shard that is missing or damaged: 'stop', or 'skip': go on with other trajectories in its place",
+        choices=("stop", "skip"),
+        kind="operational",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.ema:
+            raise UsageError("training.ema: got []; accepted: at least one decay; 0 averages nothing")
+        if self.fd_images == 1:
+            raise UsageError("training.fd_images: got 1; accepted: 0, or at least 2, for a covariance")
