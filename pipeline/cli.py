@@ -16,6 +16,7 @@ import click
 
 from hkdpipe.manifests.ground.errors import HkdpipeError, Interrupted
 from hkdpipe.manifests.ground.sections import nearest
+from hkdpipe.pipeline.wording import worded
 from hkdpipe.trainer.loop.world import launcher, told_rank
 
 COMMANDS = {
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt, click.Abort) as error:
         return _interrupted(error, arguments)
     except HkdpipeError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(worded(error, _command(arguments)), error.exit_code)
     except BrokenPipeError:
         # Whoever read the output has gone; Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,6 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _os_error(error)
     return code if isinstance(code, int) else 0
+
+
+def _command(arguments: Sequence[str]) -> click.Command | None:
+    return cli.get_command(click.Context(cli), arguments[0]) if arguments else None
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,5 +1,10 @@
 """The ways a command can end early. Each message is one line for the user; each class has one exit code."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
 
 class HkdpipeError(Exception):
     """The work failed and its state is kept (diverged, disk full)."""
@@ -11,6 +16,30 @@ class UsageError(HkdpipeError):
     """Wrong usage or configuration: names the key, what was given and what is accepted."""
 
     exit_code = 2
+
+
+@dataclass(frozen=True)
+class Name:
+    """Of a value in Python: a field of the settings class `of`, or, without one, a function's argument."""
+
+    field: str
+    of: type | None = None
+
+
+class WrongValue(UsageError):
+    """A value that is not accepted, known by its name in Python: the command line puts its own in its place.
+
+    WrongValue(Name("steps"), ": got 0; accepted: at least 1") says "steps: got 0; accepted: at least 1", and
+    on the command line "--steps: ...", or "generation.steps: ..." where the name is one of settings.
+    """
+
+    def __init__(self, *parts: str | Name) -> None:
+        self.parts = parts
+        super().__init__(self.worded(lambda name: name.field))
+
+    def worded(self, word: Callable[[Name], str]) -> str:
+        """The message with `word` of each name."""
+        return "".join(part if isinstance(part, str) else word(part) for part in self.parts)
 
 
 class InputError(HkdpipeError):

@@ -1,0 +1,24 @@
+"""Errors from below in the words of the command line: its options and its keys instead of Python's names."""
+
+from __future__ import annotations
+
+import click
+
+from hkdpipe.manifests.ground.errors import HkdpipeError, Name, WrongValue
+
+
+def worded(error: HkdpipeError, command: click.Command | None) -> str:
+    """What an error says to who typed `command` (None: another command than one of hkdpipe's)."""
+    return error.worded(lambda name: _word(name, command)) if isinstance(error, WrongValue) else str(error)
+
+
+def _word(name: Name, command: click.Command | None) -> str:
+    from hkdpipe.pipeline.configuration.config import SECTIONS
+
+    for section, settings in SECTIONS.items():
+        if name.of is settings:
+            return f"{section}.{name.field}"
+    for parameter in command.params if command is not None else ():
+        if parameter.name == name.field:
+            return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+    return name.field
