@@ -13,7 +13,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from hkdpipe.manifests.ground.errors import UsageError
@@ -21,13 +21,14 @@ from hkdpipe.manifests.ground.errors import UsageError
 MAX_SEED = 2**64 - 1
 Kind = Literal["identity", "growing", "operational"]
 Section = TypeVar("Section")
+_BOUNDS = {"minimum": "at least", "above": "above", "maximum": "at most"}
 
 
 def setting(
     default: Any,
     doc: str,
     *,
-    choices: Sequence[Any] | None = None,
+    choices: Sequence[Any] | Callable[[], Sequence[Any]] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -36,11 +37,12 @@ def setting(
 ) -> Any:
     """A dataclass field with its documentation and accepted values (`above` is an exclusive minimum).
 
-    `single`: a list of one may be given as its item.
+    `choices` that others register are given as a function, asked when a value is checked. `single`: a list
+    of one may be given as its item.
     """
     metadata = {
         "doc": doc,
-        "choices": tuple(choices) if choices is not None else None,
+        "choices": choices,
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
@@ -79,18 +81,24 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 
 def accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
     """In words, what a setting takes: 'an integer, at least 1'."""
-    if metadata["choices"] is not None:
-        choices = ", ".join(json.dumps(choice) for choice in metadata["choices"])
-        return f"one of {choices}" if not _item(hint) else f"a list of {choices}"
+    if (choices := choices_of(metadata)) is not None:
+        known = ", ".join(map(json.dumps, choices))
+        return f"one of {known}" if not _item(hint) else f"a list of {known}"
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     item = _item(hint)
     words = f"a list, each {names[item]}" if item else names[hint]
     if item and metadata["single"]:
         words = f"{names[item]} or {words}"
-    for bound, meaning in (("minimum", "at least"), ("above", "above"), ("maximum", "at most")):
+    for bound, meaning in _BOUNDS.items():
         if (limit := metadata[bound]) is not None:
             words += f", {meaning} {limit if isinstance(limit, int) else format(limit, 'g')}"
     return words
+
+
+def choices_of(metadata: Mapping[str, Any]) -> Sequence[Any] | None:
+    """What a setting may be, if only certain values."""
+    choices = metadata["choices"]
+    return choices() if callable(choices) else choices
 
 
 def _item(hint: Any) -> type | None:
@@ -121,13 +129,9 @@ def _check_one(value: Any, hint: type, metadata: Mapping[str, Any], refuse: Any)
             raise refuse() from None
     if type(value) is not hint or (isinstance(value, float) and not math.isfinite(value)):
         raise refuse()
-    if metadata["choices"] is not None and value not in metadata["choices"]:
-        raise refuse()
-    if metadata["minimum"] is not None and value < metadata["minimum"]:
-        raise refuse()
-    if metadata["above"] is not None and value <= metadata["above"]:
-        raise refuse()
-    if metadata["maximum"] is not None and value > metadata["maximum"]:
+    choices, (least, above, most) = choices_of(metadata), (metadata[bound] for bound in _BOUNDS)
+    low = (least is not None and value < least) or (above is not None and value <= above)
+    if low or (most is not None and value > most) or (choices is not None and value not in choices):
         raise refuse()
     return value
 
@@ -143,11 +147,11 @@ def of_kind(settings: Any, kind: Kind) -> dict[str, Any]:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one of dotted keys, a.b, in the order they stand."""
-    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
+        dotted |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return dotted
 
 
 def digest(values: Any) -> str:

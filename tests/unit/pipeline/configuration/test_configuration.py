@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.sections import choices_of
 from hkdpipe.pipeline.configuration.config import (
     SECTIONS,
     Config,
@@ -29,8 +30,8 @@ def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
     """An accepted value that is not the default."""
     if field.name == "store_steps":
         return (0, 7, 18)
-    if field.metadata["choices"]:
-        others = [choice for choice in field.metadata["choices"] if choice != field.default]
+    if choices := choices_of(field.metadata):
+        others = [choice for choice in choices if choice != field.default]
         if isinstance(field.default, tuple):
             return field.default[:1] or tuple(others[:1])
         return others[0] if others else field.default
