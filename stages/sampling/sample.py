@@ -16,12 +16,11 @@ from torch import Tensor
 
 from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
-from hkdpipe.manifests.ground.errors import Interrupted, UsageError
+from hkdpipe.manifests.ground.errors import Interrupted, Name, UsageError, WrongValue
 from hkdpipe.stages.sampling.students import trained_classes
 from hkdpipe.stages.settings.teacher_sampling import TeacherSampling
 from hkdpipe.stages.shared.picture_grids import grid, save_png, to_uint8
 from hkdpipe.stages.shared.reporting import Reporter, Summary
-from hkdpipe.trainer.exports.inert_program import InertProgram
 from hkdpipe.trainer.exports.programs import OnnxModel
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.registry import load_model
@@ -69,10 +68,11 @@ def sample(
     return _sample(images, what, out, (("model", str(model)),), reporter, stop)
 
 
-def _generator(model: Path, device: torch.device) -> Student | OnnxModel | InertProgram:
-    """InputError where there is none, or not one that hkdpipe exports."""
-    if model.suffix == ".pt2":
-        return InertProgram(model, device)
+def _generator(model: Path, device: torch.device) -> Student | OnnxModel:
+    """InputError where there is none, or not one that hkdpipe exports; UsageError of another form."""
+    if model.suffix == ".pt2":  # torch would unpickle parts of it, so a foreign one could run anything
+        accepted = "an export's folder, its model.onnx, or a checkpoint"
+        raise WrongValue(Name("model"), f": got '{model}', for torch.export.load; accepted: {accepted}")
     if model.suffix == ".onnx":
         return OnnxModel(model, device)
     return load_model(model, device).folded()

@@ -564,8 +564,8 @@ CASES = {
     "a teacher as model": Case(
         f"{SAMPLE} teacher", 3, r"teacher/config\.json: not the configuration of a model; methods: hkd.*"
     ),
-    "not a program of torch's": Case(
-        f"{SAMPLE} model.pt2", 3, r"model\.pt2: not a readable program .*", write("model.pt2", "program")
+    "a program of torch's": Case(
+        f"{SAMPLE} model.pt2", 2, r"--model: got 'model\.pt2', for torch\.export\.load; accepted: an export.*"
     ),
     "not an ONNX model": Case(
         f"{SAMPLE} model.onnx", 3, r"model\.onnx: not a readable ONNX model .*", write("model.onnx", "onnx")

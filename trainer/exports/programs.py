@@ -99,7 +99,7 @@ class OnnxModel:
         if outputs != [IMAGES]:
             raise InputError(f"{path}: outputs {outputs}; accepted: '{IMAGES}', as hkdpipe evaluate exports")
         try:
-            self.image_shape, self.label_dim = image_shape_and_classes(inputs)
+            self.image_shape, self.label_dim = _image_shape_and_classes(inputs)
         except ValueError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -116,7 +116,7 @@ class OnnxModel:
         return torch.from_numpy(images)
 
 
-def image_shape_and_classes(inputs: Mapping[str, Sequence[Any]]) -> tuple[tuple[int, int, int], int]:
+def _image_shape_and_classes(inputs: Mapping[str, Sequence[Any]]) -> tuple[tuple[int, int, int], int]:
     """(C, H, W) and the number of classes (0 without) of a program, by the sizes of its inputs but for N.
 
     ValueError where they are not those of one-step sampling.

@@ -36,7 +36,7 @@ class _Number(click.FloatRange):
     "--model",
     type=FOLDER,
     metavar="PATH",
-    help="An export, its model.onnx or model.pt2, or a checkpoint: one-step samples.",
+    help="An export, its model.onnx, or a checkpoint: one-step samples.",
 )
 @click.option(
     "--teacher",
