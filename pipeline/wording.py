@@ -1,15 +1,25 @@
-"""Errors from below in the words of the command line: its options and its keys instead of Python's names."""
+"""Errors from below in the words of the command line: its options, keys and commands."""
 
 from __future__ import annotations
 
 import click
 
-from hkdpipe.manifests.ground.errors import HkdpipeError, Name, WrongValue
+from hkdpipe.manifests.ground.errors import HkdpipeError, Name, Remedy
+
+REMEDIES = {
+    "generate it again": "run hkdpipe generate-trajectories again",
+    "a repair": "hkdpipe verify {archive} --repair",
+    "importing them again": "hkdpipe convert PAIRS {archive} --format {form} --teacher TEACHER",
+}
 
 
 def worded(error: HkdpipeError, command: click.Command | None) -> str:
     """What an error says to who typed `command` (None: another command than one of hkdpipe's)."""
-    return error.worded(lambda name: _word(name, command)) if isinstance(error, WrongValue) else str(error)
+    return error.worded(lambda name: _word(name, command), _command)
+
+
+def _command(remedy: Remedy) -> str:
+    return REMEDIES[remedy.words].format_map(remedy.values)
 
 
 def _word(name: Name, command: click.Command | None) -> str:

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-
-class HkdpipeError(Exception):
-    """The work failed and its state is kept (diverged, disk full)."""
-
-    exit_code = 1
-
-
-class UsageError(HkdpipeError):
-    """Wrong usage or configuration: names the key, what was given and what is accepted."""
-
-    exit_code = 2
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -26,20 +14,44 @@ class Name:
     of: type | None = None
 
 
-class WrongValue(UsageError):
-    """A value that is not accepted, known by its name in Python: the command line puts its own in its place.
+@dataclass(frozen=True)
+class Remedy:
+    """What helps, in words; the command line puts its own in their place, with these values."""
 
-    WrongValue(Name("steps"), ": got 0; accepted: at least 1") says "steps: got 0; accepted: at least 1", and
-    on the command line "--steps: ...", or "generation.steps: ..." where the name is one of settings.
+    words: str
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+class HkdpipeError(Exception):
+    """The work failed and its state is kept (diverged, disk full).
+
+    The message is put together from parts. A value is known by its name in Python, and the command line puts
+    its own in its place: WrongValue(Name("steps"), ": got 0; accepted: at least 1") says "steps: got 0;
+    accepted: at least 1", and to who typed a command the option's name, or the key's where it is a setting.
     """
 
-    def __init__(self, *parts: str | Name) -> None:
-        self.parts = parts
-        super().__init__(self.worded(lambda name: name.field))
+    exit_code = 1
 
-    def worded(self, word: Callable[[Name], str]) -> str:
-        """The message with `word` of each name."""
-        return "".join(part if isinstance(part, str) else word(part) for part in self.parts)
+    def __init__(self, *parts: str | Name | Remedy) -> None:
+        self.parts = parts
+        super().__init__(self.worded(lambda name: name.field, lambda remedy: remedy.words))
+
+    def worded(self, name: Callable[[Name], str], remedy: Callable[[Remedy], str]) -> str:
+        """The message with these words of each name and of each remedy."""
+        return "".join(
+            part if isinstance(part, str) else name(part) if isinstance(part, Name) else remedy(part)
+            for part in self.parts
+        )
+
+
+class UsageError(HkdpipeError):
+    """Wrong usage or configuration: names the key, what was given and what is accepted."""
+
+    exit_code = 2
+
+
+class WrongValue(UsageError):
+    """A value that is not accepted: names it, what was given and what is accepted."""
 
 
 class InputError(HkdpipeError):

@@ -172,4 +172,4 @@ def read_cluster(path: Path) -> Cluster:
         check_sections(values, SECTIONS)
         return Cluster(**parse_sections(values, SECTIONS))
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: ", *error.parts) from None

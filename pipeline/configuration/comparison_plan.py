@@ -159,7 +159,7 @@ def _rows(rows: Any, base: Mapping[str, Any]) -> dict[str, Config]:
                     raise UsageError(f"training.{key}: refused: it is the same for all rows")
             found[name] = parse(_over(base, row))
         except UsageError as error:
-            raise UsageError(f"row '{name}': {error}") from None
+            raise UsageError(f"row '{name}': ", *error.parts) from None
     return found
 
 

@@ -1,16 +1,23 @@
 """pipeline -> stages -> trainer -> manifests: a floor imports from itself and from those after it.
 
 Within a floor, the rooms import one way: the graph of who imports from whom has no cycle. A file that lies in
-no room stands above the rooms of its floor.
+no room stands above the rooms of its floor. Nor do strings point upwards: the floors below the command line
+name none of its commands, options and keys; `pipeline/wording.py` puts those into what they say.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import click
 import pytest
+
+from hkdpipe.pipeline.cli import COMMANDS, cli
+from hkdpipe.pipeline.configuration.config import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("pipeline", "stages", "trainer", "manifests")
@@ -22,6 +29,27 @@ FOREIGN = {
     "manifests": {"click", "rich", "torch", "torchvision", "safetensors", "zarr", "webdataset"},
 }
 INSIDE_FUNCTIONS = {"zarr", "webdataset"}
+# Rooms whose strings are still to be mended; none is to be added.
+NOT_YET = {
+    "manifests/archive",
+    "trainer/whitebox",
+    "stages/generation",
+    "stages/sampling",
+    "stages/shared",
+    "stages/whitebox",
+    "trainer/exports",
+    "trainer/loop",
+    "trainer/losses",
+    "trainer/methods",
+    "trainer/metrics",
+    "trainer/settings",
+    "stages/evaluation",
+    "stages/preflight.py",
+    "stages/reports",
+    "stages/settings",
+    "stages/teachers",
+    "stages/training",
+}
 
 
 def imports(tree: ast.Module, module: str) -> Iterator[tuple[str, bool]]:
@@ -136,6 +164,69 @@ def test_no_room_is_a_hall(layer: str) -> None:
 )
 def test_the_check_of_rooms_sees(graph: dict[str, set[str]], found: list[str]) -> None:
     assert cycle(graph) == found
+
+
+def any_of(words: Iterable[str]) -> str:
+    """One of the words, the longest first; or what an f-string puts in its place."""
+    return rf"(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))}|\{{\}})"
+
+
+def upward_words() -> re.Pattern[str]:
+    """The commands, options and keys of the command line."""
+    commands = [command for name in COMMANDS if (command := cli.get_command(click.Context(cli), name))]
+    parameters = [parameter for command in commands for parameter in command.params]
+    options = {option.removeprefix("--") for parameter in parameters for option in parameter.opts}
+    keys = [
+        rf"\b{section}\.{any_of(field.name for field in dataclasses.fields(settings))}"
+        for section, settings in SECTIONS.items()
+    ]
+    return re.compile("|".join([rf"\bhkdpipe {any_of(COMMANDS)}", rf"--{any_of(options)}(?!\w)", *keys]))
+
+
+UPWARD = upward_words()
+
+
+def strings(tree: ast.Module) -> Iterator[str]:
+    """Every string with {} for what is put into it, and every list as the command that its words may make."""
+    for node in ast.walk(tree):
+        parts = {ast.JoinedStr: "values", ast.List: "elts", ast.Tuple: "elts"}.get(type(node))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif parts is not None:
+            values = [part.value if isinstance(part, ast.Constant) else "{}" for part in getattr(node, parts)]
+            yield ("" if parts == "values" else " ").join(map(str, values))
+
+
+def upward(tree: ast.Module) -> set[str]:
+    """What its strings name of the command line. A module that is run by itself has options of its own."""
+    named = {match[0] for text in strings(tree) for match in UPWARD.finditer(text)}
+    by_itself = any("python -m" in text for text in strings(tree))
+    return {name for name in named if not (by_itself and name.startswith("--"))}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_strings_point_downwards(path: Path) -> None:
+    layer, room, *_ = path.relative_to(ROOT).parts
+    if layer != "pipeline" and f"{layer}/{room}" not in NOT_YET:
+        assert upward(ast.parse(path.read_text(encoding="utf-8"))) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("raise UsageError('--class: got 3')", {"--class"}),
+        ("f'{x}: take a smaller generation.count, or --set'", {"generation.count", "--set"}),
+        ("f'generation.{error}: got {x!r}'", {"generation.{}"}),
+        ("f'--{name} is missing'", {"--{}"}),
+        ("def f():\n  'As `hkdpipe sample` does.'", {"hkdpipe sample"}),
+        ("shlex.join(['hkdpipe', 'train', *more, '--out', str(out)])", {"hkdpipe train", "--out"}),
+        ("f'hkdpipe train-teacher {x}'", {"hkdpipe train-teacher"}),
+        ("'--classes, --oneliner and ---, hkdpipe[plots], hkdpipe.trainer, training.loop'", set()),
+        ("import hkdpipe.stages.training\ntraining.budget  # --class", set()),
+    ],
+)
+def test_the_check_of_strings_sees(source: str, found: set[str]) -> None:
+    assert upward(ast.parse(source)) == found
 
 
 def test_there_are_files_to_check() -> None:

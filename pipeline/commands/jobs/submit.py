@@ -29,6 +29,7 @@ from hkdpipe.pipeline.options import (
 )
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.stage_calls import check_stages_fit
+from hkdpipe.pipeline.wording import worded
 from hkdpipe.stages.shared.reporting import Summary
 
 # What becomes of a stage.
@@ -139,7 +140,7 @@ def _warn_of_failures(config: Config) -> None:
     try:
         check_stages_fit(config)
     except HkdpipeError as error:
-        click.echo(f"submit: on this machine the jobs would fail; {error}", err=True)
+        click.echo(f"submit: on this machine the jobs would fail; {worded(error, None)}", err=True)
 
 
 def _check_configuration(run: RunDir, config: Config, live: Mapping[str, str]) -> None:
@@ -209,7 +210,7 @@ def _archive(config: Config, run: RunDir) -> str:
     try:
         archive = make_plan(load_teacher(config.teacher.source), config.generation)
     except HkdpipeError as error:
-        return f"archive: of unknown size here ({error})"
+        return f"archive: of unknown size here ({worded(error, None)})"
     missing = missing_shards(run.trajectories, archive)
     return f"archive: {needed(archive, missing)[1]}, in {len(missing):,} shards"
 

@@ -20,6 +20,7 @@ from hkdpipe.pipeline.progress import print_table
 from hkdpipe.pipeline.configuration.run_record import read_record
 from hkdpipe.pipeline.configuration.run_directory import RunDir, changes, kind_of
 from hkdpipe.pipeline.stage_calls import Work, working
+from hkdpipe.pipeline.wording import worded
 
 if TYPE_CHECKING:
     from hkdpipe.stages.reports.comparison_tables import Line
@@ -92,7 +93,7 @@ def command(
                     # One that diverges says nothing of the others; a wrong input or a request to stop does.
                     if error.exit_code != HkdpipeError.exit_code:
                         raise
-                    work.reporter.line(f"{trial.title}: failed: {error}")
+                    work.reporter.line(f"{trial.title}: failed: {worded(error, None)}")
                     failed.append(trial.title)
                     continue
                 _write_tables(comparison, planned, out)

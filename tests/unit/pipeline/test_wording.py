@@ -3,7 +3,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from hkdpipe.manifests.ground.errors import InputError, Name, UsageError, WrongValue
+from hkdpipe.manifests.ground.errors import InputError, Name, Remedy, UsageError, WrongValue
 from hkdpipe.pipeline.wording import worded
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 
@@ -30,9 +30,10 @@ class Unknown:
             "{0}: MODEL: not a {model}",
         ),
         ([Name("width"), ": got 0"], "width: got 0", "width: got 0"),
+        (["a: ", Remedy("a repair", {"archive": "a"})], "a: a repair", "a: hkdpipe verify a --repair"),
     ],
 )
-def test_names_become_options_and_keys(parts: list[str | Name], below: str, said: str) -> None:
+def test_names_become_options_and_keys(parts: list[str | Name | Remedy], below: str, said: str) -> None:
     error = WrongValue(*parts)
     assert isinstance(error, UsageError)
     assert str(error) == below
