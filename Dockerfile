@@ -24,6 +24,7 @@ RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")
     && pip install --no-cache-dir -c constraints.txt -r requirements.txt
 
 COPY LICENSE README.md setup.py ./
+COPY hkdpipe hkdpipe
 COPY manifests manifests
 COPY trainer trainer
 COPY stages stages

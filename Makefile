@@ -1,25 +1,25 @@
-# make demo: the whole method on handwritten digits, in runs/digits
-# make test: linters, type checks and the test suite
-# make notebook: docs/whitebox.ipynb, executed with the demo's model
-# make setup: a virtual environment with hkdpipe and its tools in .venv; PYTHON=... chooses the interpreter
+# What there is to make: make help.
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo notebook test test-slow lint bench clean
+.PHONY: setup help demo notebook test test-slow lint format bench clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 TYPECHECK := build/typecheck
-PACKAGES := manifests trainer stages pipeline
+PACKAGES := hkdpipe manifests trainer stages pipeline
 
 # The interpreter given, or the first of these that runs and is new enough.
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-setup: $(STAMP)
+setup: $(STAMP)  ## .venv with hkdpipe and its tools; PYTHON=... chooses the interpreter
 
-$(STAMP): pyproject.toml constraints.txt
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@if ! { $(BIN)/python -c '$(NEW_ENOUGH)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1; then \
 		python=; for candidate in $(CANDIDATES); do \
 			if $$candidate -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then python=$$candidate; break; fi; \
@@ -44,36 +44,41 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup
+demo: setup  ## the whole method on handwritten digits, in runs/digits
 	$(BIN)/hkdpipe run --preset digits --run-dir runs/digits
 
 # Without the times of execution, which would differ each time.
-notebook: setup
+notebook: setup  ## docs/whitebox.ipynb, executed with the demo's model
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
 	cd docs && ../$(BIN)/python -c 'import nbclient, nbformat; \
 		notebook = nbformat.read("whitebox.ipynb", 4); \
 		nbclient.NotebookClient(notebook, record_timing=False).execute(); \
 		nbformat.write(notebook, "whitebox.ipynb")'
 
-test: setup lint
+test: setup lint  ## linters, type checks and the test suite
 	$(BIN)/pytest -q -m "not slow"
 
-test-slow: setup
+test-slow: setup  ## the tests that take minutes
 	$(BIN)/pytest -q -m slow
 
-lint: setup
+lint: setup  ## ruff, mypy and hadolint, which change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@# mypy cannot follow the import hook of the editable install; this tree shows it the packages by their names.
-	@mkdir -p $(TYPECHECK)/hkdpipe
-	@for package in $(PACKAGES); do ln -sfn "$(CURDIR)/$$package" $(TYPECHECK)/hkdpipe/$$package; done
+	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)/hkdpipe
+	@for file in hkdpipe/*.py; do ln -s "$(CURDIR)/$$file" $(TYPECHECK)/hkdpipe; done
+	@for floor in $(filter-out hkdpipe,$(PACKAGES)); do ln -s "$(CURDIR)/$$floor" $(TYPECHECK)/hkdpipe; done
 	MYPYPATH=$(TYPECHECK) $(BIN)/mypy --config-file pyproject.toml -p hkdpipe
 	$(BIN)/hadolint Dockerfile
 
-bench: setup
+format: setup  ## ruff's formatting and repairs
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## the measurements of tests/benchmarks
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
 # Results, in runs/, are kept.
-clean:
+clean:  ## no .venv, no caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -62,15 +62,19 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
 @contextmanager
 def working(device: str, quiet: bool) -> Iterator[Work]:
     with stop_requests(quiet or not first_process()) as stop:
-        from hkdpipe.trainer.loop.distributed import choose_device
-        from hkdpipe.trainer.loop.world import world_from_environment
-        from hkdpipe.trainer.numbers.allocator import keep_freed_memory
+        yield work_on(device, make_reporter(quiet), stop)
 
-        world = world_from_environment()
-        chosen = choose_device(device, world)
-        if chosen.type == "cpu":
-            keep_freed_memory()
-        yield Work(chosen, world, make_reporter(quiet), stop)
+
+def work_on(device: str, reporter: Reporter, stop: Callable[[], bool]) -> Work:
+    from hkdpipe.trainer.loop.distributed import choose_device
+    from hkdpipe.trainer.loop.world import world_from_environment
+    from hkdpipe.trainer.numbers.allocator import keep_freed_memory
+
+    world = world_from_environment()
+    chosen = choose_device(device, world)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    return Work(chosen, world, reporter, stop)
 
 
 def check_stages_fit(config: Config) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.errors import InputError, Name, UsageError, WrongValue
 from hkdpipe.manifests.ground.sections import nearest, parse_section
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
@@ -108,7 +108,7 @@ def presets(folder: str = "presets") -> list[str]:
 def read_preset(name: str, folder: str = "presets") -> dict[str, Any]:
     """What one of them holds."""
     if name not in presets(folder):
-        raise UsageError(f"--preset: no preset '{name}'{nearest(name, presets(folder))}")
+        raise WrongValue(Name("preset"), f": no preset '{name}'{nearest(name, presets(folder))}")
     return tomllib.loads((_SHIPPED / folder / f"{name}.toml").read_text(encoding="utf-8"))
 
 

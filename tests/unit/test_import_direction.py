@@ -1,5 +1,7 @@
 """pipeline -> stages -> trainer -> manifests: a floor imports from itself and from those after it.
 
+The package hkdpipe itself is the roof: it may import any floor, and none imports it.
+
 Within a floor, the rooms import one way: the graph of who imports from whom has no cycle. A file that lies in
 no room stands above the rooms of its floor. Nor do strings point upwards: the floors below the command line
 name none of its commands, options and keys; `pipeline/wording.py` puts those into what they say.
@@ -242,6 +244,9 @@ def test_there_are_files_to_check() -> None:
             ["hkdpipe.stages.training.train.train"],
         ),
         ("trainer", "import hkdpipe.pipeline.cli", ["hkdpipe.pipeline.cli"]),
+        ("pipeline", "import hkdpipe", ["hkdpipe"]),
+        ("pipeline", "from hkdpipe import load_teacher", ["hkdpipe.load_teacher"]),
+        ("pipeline", "from hkdpipe.calls import train", ["hkdpipe.calls.train"]),
         ("trainer", "from hkdpipe import stages", ["hkdpipe.stages"]),
         ("trainer", "from ..stages import train", ["hkdpipe.stages.train"]),
         ("trainer", "from .. import stages", ["hkdpipe.stages"]),
