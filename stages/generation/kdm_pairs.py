@@ -180,7 +180,7 @@ def _in_order(files: list[Path], teacher: Teacher, reporter: Reporter) -> list[P
 
 
 def _plan(teacher: Teacher, form: str, count: int) -> Plan:
-    steps = 18 if teacher.arch.img_resolution <= 32 else 40
+    steps = teacher.arch.steps
     settings = GenerationSettings(
         count=count, steps=steps, store_steps=(0, steps), dtype="float32", format=form
     )

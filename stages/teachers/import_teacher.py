@@ -10,19 +10,17 @@ import torch
 from hkdpipe.manifests.ground.atomic_files import make_folders, read_json_if_there, sha256_file
 from hkdpipe.manifests.ground.errors import InputError, UsageError
 from hkdpipe.stages.shared.reporting import Summary
-from hkdpipe.trainer.teachers.teacher import load_teacher, save_teacher
+from hkdpipe.trainer.teachers.teacher import accepted_files, load_teacher, save_teacher
 
 
 def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary:
-    """Write `out` from an EDM snapshot or a state dict; single precision, so that nothing is lost.
+    """Write `out` from a file of any family; single precision, so that nothing is lost.
 
     Does nothing where `out` is what the same file gave before. Raises UsageError where it is anything else,
     InputError where the file is not a teacher's.
     """
     if not file.is_file():
-        raise InputError(
-            f"{file}: no such file; accepted: a snapshot of EDM's (.pkl), a state dict (.pt, .pth)"
-        )
+        raise InputError(f"{file}: no such file; accepted: {accepted_files()}")
     sha256 = sha256_file(file)
     about: dict[str, Any] = {
         "imported": {"file": file.name, "sha256": sha256},
@@ -37,11 +35,10 @@ def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary
         make_folders(out.parent)
         save_teacher(out, teacher.network, about, torch.float32)
     arch = teacher.arch
-    steps = 18 if arch.img_resolution <= 32 else 40
     return Summary(
         title="import-teacher",
         rows=(
-            ("architecture", f"{arch.model_type}, {arch.preconditioning} preconditioning"),
+            ("architecture", arch.words()),
             ("parameters", f"{teacher.network.parameter_count():,}"),
             ("images", "x".join(map(str, teacher.image_shape))),
             ("classes", str(arch.label_dim or "none")),
@@ -49,10 +46,7 @@ def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary
             ("licence", licence or "not given: --licence"),
         ),
         files=(out,),
-        next_commands=(
-            f"hkdpipe generate-trajectories --teacher {out} --out ARCHIVE --set generation.steps={steps}",
-        ),
-        data={"teacher": str(out), "architecture": arch.to_json(), "sha256": sha256},
+        data={"teacher": str(out), "architecture": arch.to_json(), "sha256": sha256, "steps": arch.steps},
         did_nothing=did_nothing,
     )
 

@@ -23,8 +23,8 @@ from hkdpipe.trainer.loop.checkpoint import TrainingState
 from hkdpipe.trainer.loop.training_loop import Callbacks, LoopSettings, fit, new_state
 from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.losses.denoising_loss import NoisyImages, edm_loss, read_noisy_images
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import save_teacher
 
 

@@ -35,7 +35,6 @@ from hkdpipe.trainer.methods.hkd.hkd_settings import check_without_states_betwee
 from hkdpipe.trainer.methods.method_settings import MethodSettings
 from hkdpipe.trainer.methods.registry import METHODS, load_model
 from hkdpipe.trainer.methods.student import Student, saved_model
-from hkdpipe.trainer.networks.layers import UNetBlock
 from hkdpipe.trainer.numbers.precision import tf32
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
@@ -228,8 +227,8 @@ def new_student(
     if training.channels_last:
         student.to(memory_format=torch.channels_last)
     for module in student.modules():
-        if isinstance(module, UNetBlock):
-            module.recompute = training.recompute
+        if hasattr(module, "recompute"):
+            setattr(module, "recompute", training.recompute)  # noqa: B010 - of whichever family's blocks
     optimizer = new_optimizer(student.parameter_groups(training), training)
     return new_state(student, optimizer, training.ema, scaled=training.precision == "fp16")
 

@@ -21,8 +21,8 @@ from hkdpipe.trainer.loop.checkpoint import TrainingState, save_checkpoint, snap
 from hkdpipe.trainer.loop.training_loop import new_state
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import load_teacher
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 from process_memory import growth
-from hkdpipe.trainer.teachers.edm_pickle import read_snapshot
+from edm_fixtures import read_edm
 kind, path = sys.argv[2], Path(sys.argv[3])
 
 def read():
     global seconds
     start = time.perf_counter()
-    kept = read_snapshot(path) if kind == "snapshot" else torch.load(path, weights_only=True)
+    kept = read_edm(path) if kind == "snapshot" else torch.load(path, weights_only=True)
     seconds = time.perf_counter() - start
     return kept
 
@@ -40,7 +40,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 from edm_snapshots import snapshot
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 class EDMPrecond(PreconditionedUNet): pass
 network = EDMPrecond(Architecture(img_resolution=32, img_channels=3, channel_mult=(2, 2, 2)))
 del network.arch  # The only attribute that is not plain.

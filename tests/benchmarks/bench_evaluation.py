@@ -43,7 +43,7 @@ from hkdpipe.stages.shared.reporting import Silent
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.metrics.feature_networks import FeatureNetwork, load_features
-from hkdpipe.trainer.networks import PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sample_trajectory
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher, save_teacher
 

@@ -21,7 +21,7 @@ import torch
 from hkdpipe.stages.generation import generate as stage
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.shared.reporting import Silent
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sample_trajectory
 from hkdpipe.trainer.teachers.teacher import load_teacher, save_teacher
 

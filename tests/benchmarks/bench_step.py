@@ -34,9 +34,9 @@ from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.losses.distillation_loss import Batch
 from hkdpipe.trainer.methods.hkd.hkd import EVERY
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import PreconditionedUNet
 from hkdpipe.trainer.numbers.allocator import keep_freed_memory
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher, save_teacher
 
 CPU = torch.device("cpu")

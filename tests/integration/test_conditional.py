@@ -23,7 +23,7 @@ from hkdpipe.trainer.images.image_sets import load_digits
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.metrics.digits_classifier import load_classifier
 from hkdpipe.trainer.metrics.frechet_distance import Statistics, frechet_distance, statistics
-from hkdpipe.trainer.networks import PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sample_trajectory
 from hkdpipe.trainer.teachers.teacher import load_teacher
 

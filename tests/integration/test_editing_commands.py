@@ -26,7 +26,7 @@ from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.networks import PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 
 Run = Callable[[str], dict[str, Any]]
 MODELS: dict[str, tuple[type[Student], dict[str, Any], Any]] = {

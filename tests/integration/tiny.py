@@ -22,9 +22,9 @@ from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
 from hkdpipe.trainer.methods.method_settings import MethodSettings
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import save_teacher
 
 ARCHITECTURE = Architecture(

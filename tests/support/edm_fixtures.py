@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hkdpipe.trainer.teachers.edm.recognition import PRECONDITIONING
+from hkdpipe.trainer.teachers.snapshots import Snapshot, read_snapshot
+
 _TESTS = Path(__file__).parents[1]
 _FOLDERS = (
     _TESTS / "fixtures",
@@ -31,3 +34,8 @@ def published(name: str) -> dict[str, Tensor]:
     """The arrays that EDM's code computed."""
     with np.load(SNAPSHOTS[name].with_suffix(".npz")) as arrays:
         return {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind == "f"}
+
+
+def read_edm(path: Path) -> Snapshot:
+    """A snapshot of a network of EDM's."""
+    return read_snapshot(path, [*PRECONDITIONING])

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.families import TeacherArchitecture, TeacherNetwork
 
 
 class KD(Student):
@@ -19,12 +19,12 @@ class KD(Student):
     name = "kd"
 
     def __init__(
-        self, arch: Architecture, settings: Any, sigma_min: float, sigma_max: float, rho: float
+        self, arch: TeacherArchitecture, settings: Any, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
         super().__init__(arch, settings, sigma_min, sigma_max, rho)
-        self.denoiser = PreconditionedUNet(self.arch)
+        self.denoiser = self.arch.network()
 
-    def start_from(self, teacher: PreconditionedUNet) -> None:
+    def start_from(self, teacher: TeacherNetwork) -> None:
         """All of the teacher's weights but those for augmentations."""
         weights = teacher.state_dict()
         self.denoiser.load_state_dict({name: weights[name] for name in self.denoiser.state_dict()})

@@ -23,8 +23,13 @@ from hkdpipe.trainer.loop.checkpoint import read_state
 from hkdpipe.trainer.losses.distillation_loss import Batch, distillation_loss
 from hkdpipe.trainer.losses.perceptual import Distance
 from hkdpipe.trainer.methods.method_settings import MethodSettings
-from hkdpipe.trainer.networks import UNFIT, Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.families import (
+    UNFIT,
+    TeacherArchitecture,
+    TeacherNetwork,
+    architecture_from_json,
+)
 from hkdpipe.trainer.teachers.teacher import read_weights
 
 FORMAT = "hkdpipe-model"
@@ -49,7 +54,7 @@ class Student(nn.Module):
     """Whether it predicts from states between the start and the end, too."""
 
     def __init__(
-        self, arch: Architecture, settings: Any, sigma_min: float, sigma_max: float, rho: float
+        self, arch: TeacherArchitecture, settings: Any, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
         """`arch` is the teacher's, `settings` the method's (None where it has no section).
 
@@ -57,14 +62,14 @@ class Student(nn.Module):
         dropout, is not told of augmentations, and computes in the precision that the training asks for.
         """
         super().__init__()
-        self.arch = dataclasses.replace(arch, dropout=0.0, augment_dim=0, use_fp16=False)
+        self.arch = arch.of_students()
         self.settings = settings
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
     @classmethod
     def from_teacher(
         cls,
-        teacher: PreconditionedUNet,
+        teacher: TeacherNetwork,
         settings: Any = None,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
@@ -75,9 +80,9 @@ class Student(nn.Module):
         start = teacher.round_sigma(torch.tensor([sigma_max], dtype=torch.float64)).item()
         student = cls(teacher.arch, settings, sigma_min, start, rho)
         student.start_from(teacher)
-        return student.to(teacher.model.map_layer0.weight.device)
+        return student.to(next(teacher.parameters()).device)
 
-    def start_from(self, teacher: PreconditionedUNet) -> None:
+    def start_from(self, teacher: TeacherNetwork) -> None:
         """Take what the method takes of the teacher's weights."""
         raise NotImplementedError
 
@@ -144,7 +149,7 @@ class Student(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return (self.arch.img_channels, self.arch.img_resolution, self.arch.img_resolution)
+        return self.arch.image_shape
 
     @property
     def label_dim(self) -> int:
@@ -173,7 +178,7 @@ class Student(nn.Module):
             settings = None
             if cls.section:
                 settings = parse_section(cls.settings_type, config[cls.section], cls.section)
-            return cls(Architecture.from_json(config["architecture"]), settings, **config["schedule"])
+            return cls(architecture_from_json(config["architecture"]), settings, **config["schedule"])
         except (*UNFIT, UsageError) as error:
             raise InputError(f"{wrong} ({error})") from None
 

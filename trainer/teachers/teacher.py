@@ -1,4 +1,4 @@
-"""Pretrained EDM teachers: a folder of ours, EDM's snapshots, state dicts, the one that ships here."""
+"""Pretrained teachers of any family: a folder of ours, their authors' files, the one that ships here."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from torch import Tensor
 from hkdpipe.manifests.ground.atomic_files import atomic_folder, read_json, write_json
 from hkdpipe.manifests.ground.errors import InputError, first_line
 from hkdpipe.trainer.assets import asset
-from hkdpipe.trainer.networks import UNFIT, Architecture, PreconditionedUNet
-from hkdpipe.trainer.teachers.edm_architecture import (
-    architecture_of_snapshot,
-    architecture_of_state_dict,
-    check_layers,
+from hkdpipe.trainer.teachers.families import (
+    UNFIT,
+    TeacherArchitecture,
+    TeacherNetwork,
+    architecture_from_json,
+    check_fit,
+    empty,
+    families,
+    frozen,
 )
-from hkdpipe.trainer.teachers.edm_pickle import read_snapshot
+from hkdpipe.trainer.teachers.snapshots import read_snapshot
 
 FORMAT = "hkdpipe-teacher"
-_SNAPSHOTS, _STATE_DICTS = (".pkl",), (".pt", ".pth")
-_ACCEPTED = (
-    "'digits', a folder with config.json and model.safetensors, a snapshot of EDM's (.pkl), "
-    "a state dict of an EDM network (.pt, .pth)"
-)
+_SNAPSHOT, _STATE_DICTS = ".pkl", (".pt", ".pth")
+_FOLDER = "a folder with config.json and model.safetensors"
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A frozen preconditioned network and where it comes from."""
 
-    network: PreconditionedUNet
+    network: TeacherNetwork
     source: str
     about: dict[str, Any] = field(default_factory=dict)
     """Free facts carried into manifests: data set, licence, how it was trained."""
@@ -57,19 +58,20 @@ class Teacher:
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """The denoised images. x (N, C, H, W), sigma scalar or (N,), labels (N, classes) one-hot or None."""
-        return self.network(x, sigma, labels)
+        denoised: Tensor = self.network(x, sigma, labels)
+        return denoised
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the network knows."""
         return self.network.round_sigma(sigma)
 
     @property
-    def arch(self) -> Architecture:
+    def arch(self) -> TeacherArchitecture:
         return self.network.arch
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return (self.arch.img_channels, self.arch.img_resolution, self.arch.img_resolution)
+        return self.arch.image_shape
 
 
 def load_teacher(path: str | Path, device: torch.device | str = "cpu") -> Teacher:
@@ -80,11 +82,7 @@ def load_teacher(path: str | Path, device: torch.device | str = "cpu") -> Teache
     place = asset("digits-teacher") if str(path) == "digits" else Path(path)
     if place.is_dir():
         return _from_folder(place, str(path), device)
-    if not place.is_file() or place.suffix not in _SNAPSHOTS + _STATE_DICTS:
-        what = "not a teacher" if place.exists() else "no such teacher"
-        raise InputError(f"{place}: {what}; accepted: {_ACCEPTED}")
-    network = _from_snapshot(place) if place.suffix in _SNAPSHOTS else _from_state_dict(place)
-    return Teacher(network.to(device), str(path))
+    return Teacher(_from_file(place).to(device), str(path))
 
 
 def _from_folder(folder: Path, source: str, device: torch.device | str) -> Teacher:
@@ -94,9 +92,7 @@ def _from_folder(folder: Path, source: str, device: torch.device | str) -> Teach
             f"{folder / 'config.json'}: not a teacher's configuration (format is not '{FORMAT}')"
         )
     try:
-        arch = Architecture.from_json(config["architecture"])
-        with torch.device("meta"):
-            network = PreconditionedUNet(arch)
+        network = empty(architecture_from_json(config["architecture"]))
     except UNFIT as error:
         raise InputError(f"{folder / 'config.json'}: architecture: {error}") from None
     weights = folder / "model.safetensors"
@@ -104,51 +100,54 @@ def _from_folder(folder: Path, source: str, device: torch.device | str) -> Teach
     about = config.get("about", {})
     if not isinstance(about, dict):
         raise InputError(f"{folder / 'config.json'}: about: got {about!r}; accepted: a table")
-    return Teacher(_frozen(network, tensors).to(device), source, about)
+    return Teacher(frozen(network, tensors).to(device), source, about)
 
 
-def _from_snapshot(file: Path) -> PreconditionedUNet:
-    snapshot = read_snapshot(file)
+def _from_file(file: Path) -> TeacherNetwork:
+    """What the family makes of a file that recognises it."""
+    owners = {suffix: family for family in families() for suffix in family.suffixes}
+    if not file.is_file() or file.suffix not in {_SNAPSHOT, *_STATE_DICTS, *owners}:
+        what = "not a teacher" if file.exists() else "no such teacher"
+        raise InputError(f"{file}: {what}; accepted: 'digits', {_FOLDER}, {accepted_files()}")
     try:
-        network = _build(architecture_of_snapshot(snapshot), snapshot.state_dict)
-        check_layers(network, snapshot.modules)
+        if file.suffix == _SNAPSHOT:
+            of_class = {name: family for family in families() for name in family.classes}
+            snapshot = read_snapshot(file, tuple(of_class))
+            return of_class[snapshot.class_name].from_snapshot(snapshot)
+        if file.suffix in _STATE_DICTS:
+            return _from_state_dict(_read_state_dict(file))
+        return owners[file.suffix].from_file(file)
     except UNFIT as error:
         raise InputError(f"{file}: not a network that hkdpipe knows: {error}") from None
-    return network
 
 
-def _from_state_dict(file: Path) -> PreconditionedUNet:
+def _read_state_dict(file: Path) -> Mapping[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling what is something else raises anything
         raise InputError(f"{file}: not a state dict ({first_line(error)})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{file}: not a state dict: accepted: a dictionary of tensors by their names")
-    try:
-        network = _build(architecture_of_state_dict(state), state)
-        check_layers(network, {})
-    except UNFIT as error:
-        raise InputError(f"{file}: not a network that hkdpipe knows: {error}") from None
-    return network
+    return state
 
 
-def _build(arch: Architecture, state: Mapping[str, Tensor]) -> PreconditionedUNet:
-    """The network with these weights. Raises ValueError where names or shapes are not its own."""
-    with torch.device("meta"):
-        network = PreconditionedUNet(arch)
-    _check_fit(state, network.state_dict())
-    return _frozen(network, state)
+def _from_state_dict(state: Mapping[str, Tensor]) -> TeacherNetwork:
+    """The network of the first family that knows the names; what the first one says where none does."""
+    refusals: list[Exception] = []
+    for family in families():
+        try:
+            return family.from_state_dict(state)
+        except UNFIT as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
-def _frozen(network: PreconditionedUNet, state: Mapping[str, Tensor]) -> PreconditionedUNet:
-    """A network on the meta device takes these tensors, in single precision, as its own."""
-    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-    return network.eval().requires_grad_(False)
+def accepted_files() -> str:
+    """The kinds of files of all families, in words."""
+    return ", ".join(words for family in families() for words in family.files)
 
 
-def save_teacher(
-    folder: Path, network: PreconditionedUNet, about: dict[str, Any], dtype: torch.dtype
-) -> None:
+def save_teacher(folder: Path, network: TeacherNetwork, about: dict[str, Any], dtype: torch.dtype) -> None:
     """Write the folder that `load_teacher` reads, with weights of the given precision."""
     with atomic_folder(folder) as temporary:
         config = {"format": FORMAT, "version": 1, "architecture": network.arch.to_json(), "about": about}
@@ -169,17 +168,7 @@ def read_weights(path: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]})") from None
     try:
-        _check_fit(tensors, like)
+        check_fit(tensors, like)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return {name: value.to(like[name].dtype) for name, value in tensors.items()}
-
-
-def _check_fit(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
-    if different := set(tensors) ^ set(like):
-        raise ValueError(f"does not fit the network: tensor {min(different)} is missing or unknown")
-    for name, value in tensors.items():
-        if value.shape != like[name].shape:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, the network needs {tuple(like[name].shape)}"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,11 @@ def command(file: Path, out: Path, licence: str, dataset: str, quiet: bool, as_j
         from hkdpipe.stages.teachers.import_teacher import import_teacher
 
         def call() -> Summary:
-            return import_teacher(file, out, licence, dataset)
+            summary = import_teacher(file, out, licence, dataset)
+            following = (
+                f"hkdpipe generate-trajectories --teacher {out} --out ARCHIVE "
+                f"--set generation.steps={summary.data['steps']}"
+            )
+            return replace(summary, next_commands=(following,))
 
         report(work.perform("import-teacher", out, None, call), quiet, as_json)

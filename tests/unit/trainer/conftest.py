@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 Randomise = Callable[[nn.Module], None]
 

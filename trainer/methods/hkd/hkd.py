@@ -34,9 +34,9 @@ from hkdpipe.trainer.methods.hkd.koopman_operator import (
     propagators,
 )
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet, noise_label
 from hkdpipe.trainer.numbers.precision import exact
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.families import NotSplit, TeacherArchitecture, TeacherNetwork
 
 COMPARED = 16
 """Trajectories of a step that take part in the latent consistency; of large batches one in so many, of small
@@ -54,18 +54,23 @@ class HKD(Student):
     settings: KoopmanSettings
 
     def __init__(
-        self, arch: Architecture, settings: KoopmanSettings, sigma_min: float, sigma_max: float, rho: float
+        self,
+        arch: TeacherArchitecture,
+        settings: KoopmanSettings,
+        sigma_min: float,
+        sigma_max: float,
+        rho: float,
     ) -> None:
-        """Raises UsageError for a teacher whose preconditioning is not EDM's."""
+        """Raises UsageError for a teacher whose network has no two halves."""
         super().__init__(arch, settings, sigma_min, sigma_max, rho)
-        if arch.preconditioning != "edm":
+        try:
+            self.encoder, self.decoder = self.arch.network().split()
+        except NotSplit as error:
             raise UsageError(
-                f"teacher: its preconditioning is '{arch.preconditioning}'; accepted for hkd: 'edm' (its "
-                "trajectories can be generated and compared with)"
-            )
-        unet = build_unet(self.arch)
-        self.encoder, self.decoder = unet.part("enc"), unet.part("dec")
-        self.shapes = unet.skip_shapes()
+                f"teacher: {error.found}; accepted for hkd: {error.accepted} (its trajectories can be "
+                "generated and compared with)"
+            ) from None
+        self.shapes = self.encoder.shapes()
         """(C, H, W) of every observable, finest first."""
         last = len(self.shapes) - 1
         evolved = {"full": range(last + 1), "bottleneck": [last], "none": []}[settings.hierarchy]
@@ -78,10 +83,10 @@ class HKD(Student):
             }
         )
 
-    def start_from(self, teacher: PreconditionedUNet) -> None:
+    def start_from(self, teacher: TeacherNetwork) -> None:
         """The teacher's two halves, and idle operators."""
-        weights = teacher.model.state_dict()
-        for half in (self.encoder, self.decoder):
+        for half, whole in zip((self.encoder, self.decoder), teacher.split(), strict=True):
+            weights = whole.state_dict()
             half.load_state_dict({name: weights[name] for name in half.state_dict()})
 
     def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
@@ -91,10 +96,7 @@ class HKD(Student):
         """
         x, sigma = x.to(self.dtype), sigma.to(self.dtype)
         told = sigma if self.settings.encoder_time == "sigma" else torch.ones_like(sigma)
-        scaled = x / (sigma**2 + self.arch.sigma_data**2).sqrt()[:, None, None, None]
-        return self.encoder.encode(
-            scaled, self.encoder.embed(noise_label(told, x.shape[0]), self._one_hot(labels))
-        )
+        return self.encoder.observe(x, sigma, told, self._one_hot(labels))
 
     def evolve(
         self, z: Sequence[Tensor], start: Tensor, stop: Tensor, constant: bool = False
@@ -125,8 +127,7 @@ class HKD(Student):
         """D(z): images (N, C, H, W) from observables at the end; told one constant noise level."""
         level = self.sigma_max if self.settings.decoder_time == "initial" else self.sigma_min
         sigma = torch.full((1,), level, dtype=self.dtype, device=z[-1].device)
-        emb = self.decoder.embed(noise_label(sigma, z[-1].shape[0]), self._one_hot(labels))
-        return self.decoder.decode(z, emb) * self.arch.sigma_data
+        return self.decoder.image(z, sigma, self._one_hot(labels))
 
     def observe(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """The observables at the end of the trajectory that passes x (N, C, H, W) at sigma (N,)."""

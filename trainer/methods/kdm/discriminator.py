@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkdpipe.trainer.networks.layers import GroupNorm
 from hkdpipe.trainer.numbers.precision import exact
+from hkdpipe.trainer.teachers.edm.layers import GroupNorm
 
 
 class PatchDiscriminator(nn.Module):

@@ -19,10 +19,11 @@ from hkdpipe.trainer.methods.kdm.discriminator import PatchDiscriminator
 from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
 from hkdpipe.trainer.methods.kdm.latent_map import DenseMap, FactorisedMap
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.networks.unet import SongUNet
 from hkdpipe.trainer.numbers.precision import exact
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture
+from hkdpipe.trainer.teachers.edm.unet import SongUNet
+from hkdpipe.trainer.teachers.families import TeacherArchitecture, TeacherNetwork
 
 
 class KDM(Student):
@@ -35,7 +36,7 @@ class KDM(Student):
     between = False
 
     def __init__(
-        self, arch: Architecture, settings: KdmSettings, sigma_min: float, sigma_max: float, rho: float
+        self, arch: TeacherArchitecture, settings: KdmSettings, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
         """`arch` is the teacher's, of which only the shape of the images and the classes matter.
 
@@ -59,7 +60,7 @@ class KDM(Student):
         if settings.adversarial_weight:
             self.discriminator = PatchDiscriminator(arch.img_channels, settings.width)
 
-    def start_from(self, teacher: PreconditionedUNet) -> None:
+    def start_from(self, teacher: TeacherNetwork) -> None:
         """Nothing: the weights are new."""
 
     def evolve(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -168,7 +169,7 @@ class KDM(Student):
 class Encoder(nn.Module):
     """Images to latents (N, d): a U-Net with one output channel, and a projection where the settings say."""
 
-    def __init__(self, arch: Architecture, settings: KdmSettings) -> None:
+    def __init__(self, arch: TeacherArchitecture, settings: KdmSettings) -> None:
         super().__init__()
         self.unet = _unet(arch, settings, arch.img_channels, 1)
         pixels = arch.img_resolution**2
@@ -182,7 +183,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (N, d) to images: the projection back, and a U-Net with one input channel."""
 
-    def __init__(self, arch: Architecture, settings: KdmSettings) -> None:
+    def __init__(self, arch: TeacherArchitecture, settings: KdmSettings) -> None:
         super().__init__()
         self.side = arch.img_resolution
         pixels = self.side**2
@@ -195,7 +196,7 @@ class Decoder(nn.Module):
         return images
 
 
-def _unet(arch: Architecture, settings: KdmSettings, channels: int, out_channels: int) -> SongUNet:
+def _unet(arch: TeacherArchitecture, settings: KdmSettings, channels: int, out_channels: int) -> SongUNet:
     """A U-Net of DDPM++'s kind that is told the classes and, of the noise level, always the same."""
     own = Architecture(
         img_resolution=arch.img_resolution,

@@ -23,7 +23,7 @@ from hkdpipe.trainer.losses.perceptual import perceptual_distance
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.koopman_skill import koopman_skill
 
 SIGMAS = [80.0, 3.0, 0.4, 0.002, 0.0]

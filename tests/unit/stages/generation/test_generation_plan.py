@@ -12,7 +12,7 @@ from torch import Tensor
 from hkdpipe.manifests.plan.plan import Plan
 from hkdpipe.stages.generation.generate import make_plan, sample_shard
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sigma_schedule
 from hkdpipe.trainer.teachers.teacher import Teacher
 

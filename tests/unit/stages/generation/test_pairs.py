@@ -21,7 +21,7 @@ from hkdpipe.stages.generation.generate import generate
 from hkdpipe.stages.generation.kdm_pairs import holds_pairs, import_pairs
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.shared.reporting import Silent, Summary
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import save_teacher
 
 CPU = torch.device("cpu")

@@ -34,8 +34,8 @@ from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import Teacher, save_teacher
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from hkdpipe.stages.whitebox import band_measurements
 from hkdpipe.stages.whitebox.band_measurements import band_effect, cumulative_shares, generated, low_share
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import BANDS, THIRDS, Band
 
 ARCHITECTURE = Architecture(

@@ -10,7 +10,7 @@ from hkdpipe.stages.settings.completion_settings import CompletionSettings
 from hkdpipe.stages.whitebox.notebook import edit, inpaint, mask_bands, spectrum
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import BANDS, Band
 
 ARCHITECTURE = Architecture(

@@ -18,7 +18,7 @@ from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.kdm.kdm import KDM
 from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 Model = tuple[Student, Callable[[int], list[Tensor]]]
 TINY_KDM = KdmSettings(width=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,))

@@ -52,8 +52,8 @@ from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.losses.distillation_loss import Batch, mse_decay
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks.layers import Conv2d
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm.layers import Conv2d
 
 State = TrainingState[nn.Module]
 SETTINGS = LoopSettings(

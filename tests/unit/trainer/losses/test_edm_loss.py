@@ -10,7 +10,7 @@ from torch import nn
 
 from hkdpipe.manifests.archive.reading_order import training_indices
 from hkdpipe.trainer.losses.denoising_loss import edm_loss, read_noisy_images
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 
 @pytest.mark.parametrize("label_dim", [0, 3])

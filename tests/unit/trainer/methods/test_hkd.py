@@ -19,8 +19,8 @@ from hkdpipe.trainer.loop.checkpoint import save_checkpoint, snapshot
 from hkdpipe.trainer.loop.training_loop import new_state
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sigma_schedule
 
 Relative = Callable[[Tensor, Tensor], float]

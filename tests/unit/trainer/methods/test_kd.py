@@ -15,8 +15,8 @@ from hkdpipe.trainer.losses.distillation_loss import Batch
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.registry import load_model
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import noise_levels, sigma_schedule
 
 Randomise = Callable[[nn.Module], None]

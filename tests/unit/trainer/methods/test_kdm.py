@@ -18,8 +18,8 @@ from hkdpipe.trainer.methods.kdm.kdm import KDM
 from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
 from hkdpipe.trainer.methods.kdm.latent_map import DenseMap, FactorisedMap
 from hkdpipe.trainer.methods.registry import load_model
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 Randomise = Callable[[nn.Module], None]
 Relative = Callable[[Tensor, Tensor], float]

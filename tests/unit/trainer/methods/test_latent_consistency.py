@@ -19,8 +19,8 @@ from hkdpipe.trainer.losses.distillation_loss import Batch, distillation_loss
 from hkdpipe.trainer.methods.hkd.hkd import EVERY, HKD, latent_error
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings, check_without_states_between
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
-from hkdpipe.trainer.networks import PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sigma_schedule
 
 Relative = Callable[[Tensor, Tensor], float]

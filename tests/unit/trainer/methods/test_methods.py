@@ -16,8 +16,8 @@ from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
 from hkdpipe.trainer.methods.registry import METHODS, load_model
-from hkdpipe.trainer.networks import PreconditionedUNet
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 
 
 def test_methods_are_those_that_can_be_chosen() -> None:

@@ -23,9 +23,9 @@ from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
 from hkdpipe.trainer.methods.kd import KD
 from hkdpipe.trainer.methods.kdm.kdm import KDM
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.networks import PreconditionedUNet
-from hkdpipe.trainer.networks.layers import UNetBlock
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
+from hkdpipe.trainer.teachers.edm.layers import UNetBlock
 
 Randomise = Callable[[nn.Module], None]
 Change = Callable[[nn.Module], None]

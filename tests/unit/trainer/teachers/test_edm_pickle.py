@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from edm_fixtures import read_edm
 from edm_snapshots import EasyDict, persistent, snapshot
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground.errors import InputError
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.teachers.edm_pickle import Snapshot, read_snapshot
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.snapshots import Snapshot
 
 Read = Callable[[bytes], Snapshot]
 Refusal = Callable[[bytes], str]
@@ -61,7 +62,7 @@ def precond() -> EDMPrecond:
 def read(tmp_path: Path) -> Read:
     def write_and_read(data: bytes) -> Snapshot:
         (tmp_path / "snapshot.pkl").write_bytes(data)
-        return read_snapshot(tmp_path / "snapshot.pkl")
+        return read_edm(tmp_path / "snapshot.pkl")
 
     return write_and_read
 
@@ -92,13 +93,13 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 def test_weights_of_edm_are_read_bit_for_bit(fixtures: Path) -> None:
     """The digest is of the tensors as torch itself unpickled them."""
     digest = hashlib.sha256()
-    for name, value in sorted(read_snapshot(fixtures / "ddpmpp-grey-8px.pkl").state_dict.items()):
+    for name, value in sorted(read_edm(fixtures / "ddpmpp-grey-8px.pkl").state_dict.items()):
         digest.update(name.encode() + value.numpy().tobytes())
     assert digest.hexdigest() == "3af174dd91cd8dd6d189ba26cee6e5affda5f33e3a7c83f5ec3f5c573911c5c4"
 
 
 def test_names_and_shapes_are_those_of_our_network(fixtures: Path) -> None:
-    found = read_snapshot(fixtures / "ddpmpp-grey-8px.pkl").state_dict
+    found = read_edm(fixtures / "ddpmpp-grey-8px.pkl").state_dict
     arch = Architecture(
         img_resolution=8, img_channels=1, model_channels=16, channel_mult=(1, 2), num_blocks=1
     )
@@ -109,7 +110,7 @@ def test_names_and_shapes_are_those_of_our_network(fixtures: Path) -> None:
 
 
 def test_description_of_edms_vp_network(fixtures: Path) -> None:
-    found = read_snapshot(fixtures / "vp-ddpmpp.pkl")
+    found = read_edm(fixtures / "vp-ddpmpp.pkl")
     assert found.class_name == "VPPrecond"
     assert found.init_kwargs == {
         "model_type": "SongUNet",
@@ -144,7 +145,7 @@ def test_description_of_edms_vp_network(fixtures: Path) -> None:
 
 
 def test_modules_of_edms_vp_network(fixtures: Path) -> None:
-    modules = read_snapshot(fixtures / "vp-ddpmpp.pkl").modules
+    modules = read_edm(fixtures / "vp-ddpmpp.pkl").modules
     assert modules["model"] == {
         "class_name": "SongUNet",
         "label_dropout": 0,
@@ -342,5 +343,5 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         (tmp_path / "pipe", "not a file"),
     ):
         with pytest.raises(InputError) as raised:
-            read_snapshot(path)
+            read_edm(path)
         assert str(raised.value) == f"{path}: {cause}"

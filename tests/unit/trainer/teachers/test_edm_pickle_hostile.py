@@ -15,19 +15,20 @@ from typing import Any
 
 import pytest
 import torch
+from edm_fixtures import read_edm
 from edm_snapshots import Call, persistent, snapshot
 from process_memory import growth
 from torch import nn
 
 from hkdpipe.manifests.ground.errors import InputError
-from hkdpipe.trainer.teachers.edm_pickle import Snapshot, read_snapshot
+from hkdpipe.trainer.teachers.snapshots import Snapshot
 
 MEGABYTE = 1_000_000
 
 
 def refusal(path: Path) -> str:
     with pytest.raises(InputError) as raised:
-        read_snapshot(path)
+        read_edm(path)
     begin, cause = str(raised.value).split(": not an EDM snapshot: ")
     assert begin == str(path)
     assert cause.isprintable()
@@ -281,7 +282,7 @@ def test_storage_that_is_what_it_says(tmp_path: Path) -> None:
     """Else the test above would show nothing."""
     path = tmp_path / "good.pkl"
     path.write_bytes(top(network(text("_unused"), storage())))
-    assert read_snapshot(path).class_name == "EDMPrecond"
+    assert read_edm(path).class_name == "EDMPrecond"
 
 
 def tensor(storage: torch.TypedStorage, *layout: Any) -> Call:
@@ -346,7 +347,7 @@ def test_tensor_that_fills_its_storage(tmp_path: Path) -> None:
     whole = tensor(base._typed_storage(), 0, (1, 3, 4), (2**64, 4, 1), {})
     state = {"_init_kwargs": {}, "_buffers": {"u": whole}}
     path.write_bytes(snapshot(persistent("EDMPrecond", state)))
-    assert torch.equal(read_snapshot(path).state_dict["u"], base.view(1, 3, 4))
+    assert torch.equal(read_edm(path).state_dict["u"], base.view(1, 3, 4))
 
 
 # Files that would take much more time or memory than their size lets expect.
@@ -468,11 +469,11 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from process_memory import growth
 from hkdpipe.manifests.ground.errors import InputError
-from hkdpipe.trainer.teachers.edm_pickle import read_snapshot
+from edm_fixtures import read_edm
 
 def said(path):
     try:
-        read_snapshot(path)
+        read_edm(path)
     except InputError as error:
         return words.append(str(error))
 
@@ -568,7 +569,7 @@ def assert_survives(data: bytes, path: Path, rounds: int, seed: int) -> None:
         changed = damaged(data, rng)
         path.write_bytes(changed)
         try:
-            assert_whole(read_snapshot(path), len(changed))
+            assert_whole(read_edm(path), len(changed))
         except InputError as error:
             refusals.append(str(error))
     assert 0 < len(refusals) < rounds
@@ -599,7 +600,7 @@ def test_damaged_weight_changes_that_weight_alone(tmp_path: Path, protocol: int)
         changed = bytearray(data)
         changed[data.index(stored_bytes) + place] ^= 0x41
         path.write_bytes(changed)
-        found = {key: value.numpy().tobytes() for key, value in read_snapshot(path).state_dict.items()}
+        found = {key: value.numpy().tobytes() for key, value in read_edm(path).state_dict.items()}
         damaged_bytes = bytearray(stored_bytes)
         damaged_bytes[place] ^= 0x41
         assert found == expected | {name: bytes(damaged_bytes)}

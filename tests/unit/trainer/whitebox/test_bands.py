@@ -6,7 +6,7 @@ import torch
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import (
     BANDS,
     THIRDS,

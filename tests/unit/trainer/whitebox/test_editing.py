@@ -11,7 +11,7 @@ from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.images.colour import LUMINANCE
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import BANDS, Band, band_masks
 from hkdpipe.trainer.whitebox.editing import (
     Observed,

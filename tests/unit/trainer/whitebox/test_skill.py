@@ -7,7 +7,7 @@ from torch import Tensor
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
-from hkdpipe.trainer.networks import PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.whitebox import koopman_skill as module
 from hkdpipe.trainer.whitebox.koopman_skill import koopman_skill, largest_eigenvalues, without_evolution
 

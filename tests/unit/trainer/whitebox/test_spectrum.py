@@ -7,7 +7,7 @@ import torch
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
-from hkdpipe.trainer.networks import PreconditionedUNet
+from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.whitebox.spectrum import level_spectra, whole_evolution
 
 

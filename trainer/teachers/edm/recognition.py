@@ -15,16 +15,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet
-from hkdpipe.trainer.networks.layers import Conv2d, resampling_kernel
-from hkdpipe.trainer.teachers.edm_pickle import Snapshot
+from hkdpipe.trainer.teachers.edm.architecture import Architecture
+from hkdpipe.trainer.teachers.edm.layers import Conv2d, resampling_kernel
+from hkdpipe.trainer.teachers.families import Family, TeacherNetwork, with_weights
+from hkdpipe.trainer.teachers.snapshots import Snapshot
 
-_PRECONDITIONING = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
+PRECONDITIONING = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
 _FILTERS = {2: (1, 1), 4: (1, 3, 3, 1)}
 _CONSTANTS = ("sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M")
 # Of _init_kwargs: without effect on inference, or seen by the names of the tensors.
 _IGNORED = ("label_dropout", "attn_resolutions", "epsilon_t", "C_1", "C_2")
 _COMPARED = ("num_heads", "skip_scale", "adaptive_scale", "num_groups", "eps")
+
+
+class Edm(Family):
+    """EDM's networks, and those of ADM and of DDPM++ and NCSN++ as EDM publishes them."""
+
+    name = Architecture.family
+    architecture = Architecture
+    files = ("a snapshot of EDM's (.pkl)", "a state dict of an EDM network (.pt, .pth)")
+    classes = tuple(PRECONDITIONING)
+
+    def from_snapshot(self, snapshot: Snapshot) -> TeacherNetwork:
+        network = with_weights(architecture_of_snapshot(snapshot), snapshot.state_dict)
+        check_layers(network, snapshot.modules)
+        return network
+
+    def from_state_dict(self, state: Mapping[str, Tensor]) -> TeacherNetwork:
+        network = with_weights(architecture_of_state_dict(state), state)
+        check_layers(network, {})
+        return network
 
 
 def architecture_of_state_dict(state: Mapping[str, Tensor], **known: Any) -> Architecture:
@@ -87,13 +107,11 @@ def architecture_of_state_dict(state: Mapping[str, Tensor], **known: Any) -> Arc
 def architecture_of_snapshot(snapshot: Snapshot) -> Architecture:
     """The architecture of a snapshot's network.
 
-    Raises ValueError where its class is unknown, or its settings contradict its tensors.
+    Raises ValueError where its settings contradict its tensors.
     """
-    if snapshot.class_name not in _PRECONDITIONING:
-        raise ValueError(f"a network of class {snapshot.class_name}; accepted: {', '.join(_PRECONDITIONING)}")
     settings = {**snapshot.init_kwargs, **snapshot.attributes}
     known: dict[str, Any] = {
-        "preconditioning": _PRECONDITIONING[snapshot.class_name],
+        "preconditioning": PRECONDITIONING[snapshot.class_name],
         "dropout": float(settings.get("dropout", 0.0)),
         "use_fp16": bool(settings.get("use_fp16", False)),
     }
@@ -114,7 +132,7 @@ def architecture_of_snapshot(snapshot: Snapshot) -> Architecture:
     return arch
 
 
-def check_layers(network: PreconditionedUNet, said_of: Mapping[str, Mapping[str, Any]]) -> None:
+def check_layers(network: TeacherNetwork, said_of: Mapping[str, Mapping[str, Any]]) -> None:
     """Compare what the loaded layers compute with what the file says of them, by their names.
 
     Raises ValueError where it differs: a network of code that was changed.

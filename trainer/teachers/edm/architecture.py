@@ -1,13 +1,15 @@
-"""What a network is built from, in EDM's names; free of torch."""
+"""What a network is built from, in EDM's names."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
-# What building a network from a wrong configuration raises.
-UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+from hkdpipe.trainer.teachers.families import FIRST, TeacherArchitecture
+
+if TYPE_CHECKING:
+    from hkdpipe.trainer.teachers.edm.preconditioning import PreconditionedUNet
 
 _CHOICES = {
     "model_type": ("SongUNet", "DhariwalUNet"),
@@ -18,15 +20,10 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Keyword arguments of a preconditioned U-Net, named as EDM names them.
+class Architecture(TeacherArchitecture):
+    """Keyword arguments of a preconditioned U-Net, named as EDM names them."""
 
-    Raises ValueError naming the key if a value is none that a network can be built from.
-    """
-
-    img_resolution: int
-    img_channels: int
-    label_dim: int = 0
+    family: ClassVar[str] = FIRST
     model_type: str = "SongUNet"
     model_channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 2, 2)
@@ -45,7 +42,6 @@ class Architecture:
     """Computed in half precision on a GPU, as EDM does."""
     preconditioning: str = "edm"
     sigma_min: float = 0.0
-    """Lowest noise level that the network takes; the sampler keeps to it."""
     sigma_max: float = math.inf
     sigma_data: float = 0.5
     beta_d: float = 19.9
@@ -73,19 +69,13 @@ class Architecture:
                 f"img_resolution: got {self.img_resolution}; accepted: what can be halved {halvings} times"
             )
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable form; an unbounded sigma_max is left out."""
-        values = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
-        if math.isinf(self.sigma_max):
-            del values["sigma_max"]
-        return values
+    def words(self) -> str:
+        return f"{self.model_type}, {self.preconditioning} preconditioning"
 
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> Architecture:
-        """The inverse of `to_json`. Raises TypeError on an unknown or missing key."""
-        given: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
-        return Architecture(**given)
+    def of_students(self) -> Architecture:
+        return replace(self, dropout=0.0, augment_dim=0, use_fp16=False)
+
+    def network(self) -> PreconditionedUNet:
+        from hkdpipe.trainer.teachers.edm.preconditioning import PreconditionedUNet
+
+        return PreconditionedUNet(self)

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hkdpipe.trainer.networks.architecture import Architecture
-from hkdpipe.trainer.networks.unet import build_unet
+from hkdpipe.trainer.teachers.edm.architecture import Architecture
+from hkdpipe.trainer.teachers.edm.unet import UNet, build_unet
+from hkdpipe.trainer.teachers.families import NotSplit, TeacherNetwork
 
 Coefficients = tuple[Tensor | float, Tensor | float, Tensor | float, Tensor]
 """c_skip, c_out, c_in, each of sigma's shape or a number, and c_noise."""
 
 
-class PreconditionedUNet(nn.Module):
+class PreconditionedUNet(TeacherNetwork):
     """A denoiser: U-Net and preconditioning, as `arch` says."""
 
+    arch: Architecture
     u: Tensor | None
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.arch = arch
+        super().__init__(arch)
         self.model = build_unet(arch)
         # The noise levels that an iDDPM network was trained on, falling, the last one 0; they come with the
         # weights.
@@ -35,7 +36,6 @@ class PreconditionedUNet(nn.Module):
         labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """The denoised image. x (N, C, H, W), sigma scalar or (N,), labels (N, label_dim) one-hot or None."""
         arch = self.arch
         dtype = self.model.dtype
         x = x.to(dtype)
@@ -49,14 +49,17 @@ class PreconditionedUNet(nn.Module):
         out = self.model((c_in * x).to(inside), noise_labels, labels, augment_labels)
         return x * c_skip + out[:, : arch.img_channels].to(dtype) * c_out
 
-    def parameter_count(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise levels that the network knows: any, but for iDDPM's those of its table `u`."""
+        """Any, but for iDDPM's those of its table `u`."""
         if self.u is None:
             return sigma
         return self.u.to(sigma)[self._nearest(sigma)]
+
+    def split(self) -> tuple[UNet, UNet]:
+        """Under EDM's own preconditioning alone: the encoder's input does not depend on it otherwise."""
+        if self.arch.preconditioning != "edm":
+            raise NotSplit(f"its preconditioning is '{self.arch.preconditioning}'", "'edm'")
+        return self.model.part("enc"), self.model.part("dec")
 
     def _iddpm(self, sigma: Tensor) -> Coefficients:
         index = self._nearest(sigma).to(sigma.dtype)
@@ -67,11 +70,6 @@ class PreconditionedUNet(nn.Module):
         # In EDM the table is held in single precision, and so is the comparison.
         flat = sigma.flatten().to(self.u.dtype)
         return (flat[:, None] - self.u[None]).abs().argmin(dim=1).reshape(sigma.shape)
-
-
-def noise_label(sigma: Tensor, batch: int) -> Tensor:
-    """EDM's c_noise = ln(sigma) / 4 as a vector (batch,)."""
-    return (sigma.flatten().log() / 4).expand(batch)
 
 
 def _edm(sigma: Tensor, arch: Architecture) -> Coefficients:

@@ -16,8 +16,8 @@ from edm_fixtures import SNAPSHOTS, published
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground import rng
-from hkdpipe.trainer.networks import Architecture, PreconditionedUNet, build_unet
-from hkdpipe.trainer.networks.layers import Conv2d, resampling_kernel
+from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet, build_unet
+from hkdpipe.trainer.teachers.edm.layers import Conv2d, resampling_kernel
 from hkdpipe.trainer.teachers.sampler import Churn, sample_stochastic, sample_trajectory
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 
@@ -159,7 +159,7 @@ def test_encode_and_decode_make_the_forward_pass_bit_for_bit(family: Preconditio
     x, noise_labels, labels = torch.randn(3, 3, 16, 16), torch.tensor([-1.0, 0.0, 1.0]), torch.eye(4)[:3]
     emb = unet.embed(noise_labels, labels)
     skips = unet.encode(x, emb)
-    assert [tuple(skip.shape[1:]) for skip in skips] == unet.skip_shapes()
+    assert [tuple(skip.shape[1:]) for skip in skips] == unet.shapes()
     expected = unet(x, noise_labels, labels)
     assert torch.equal(unet.decode(skips, emb), expected)
     encoder, decoder = unet.part("enc"), unet.part("dec")

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkdpipe.trainer.networks.architecture import Architecture
-from hkdpipe.trainer.networks.layers import Conv2d, GroupNorm, Linear, UNetBlock
+from hkdpipe.trainer.teachers.edm.architecture import Architecture
+from hkdpipe.trainer.teachers.edm.layers import Conv2d, GroupNorm, Linear, UNetBlock
+from hkdpipe.trainer.teachers.families import Decoder, Encoder
 
 CHANNELS_PER_HEAD = 64  # of ADM's attention
 
 
-class UNet(nn.Module):
-    """What both families share: encoder and decoder are dictionaries of layers, named as in EDM.
+class UNet(Encoder, Decoder):
+    """What both kinds share: encoder and decoder are dictionaries of layers, named as in EDM.
 
     `first` is the width of the first layer, `heads(channels)` the number of heads where there is attention;
     `attend_last` says whether attention in the decoder stands in the last block of a level alone; `settings`
@@ -40,6 +41,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.label_dim, self.augment_dim = arch.label_dim, arch.augment_dim
+        self.sigma_data = arch.sigma_data
         self.emb_channels = arch.model_channels * arch.channel_mult_emb
 
         def block(
@@ -135,8 +137,7 @@ class UNet(nn.Module):
                 x = layer(x, emb)
         return self.finish(x)
 
-    def skip_shapes(self) -> list[tuple[int, int, int]]:
-        """(C, H, W) of each tensor of `encode`."""
+    def shapes(self) -> list[tuple[int, int, int]]:
         shapes = []
         for name, layer in self.enc.items():
             if not name.endswith("aux_residual"):
@@ -144,6 +145,15 @@ class UNet(nn.Module):
                 assert isinstance(layer, Conv2d | UNetBlock)
                 shapes.append((layer.out_channels, size, size))
         return shapes
+
+    # The two halves have EDM's preconditioning; decoded is an end, where c_skip x is nothing and c_out is
+    # sigma_data but for rounding. Written as students have always computed it, to the last bit.
+    def observe(self, x: Tensor, sigma: Tensor, told: Tensor, labels: Tensor | None) -> list[Tensor]:
+        scaled = x / (sigma**2 + self.sigma_data**2).sqrt()[:, None, None, None]
+        return self.encode(scaled, self.embed(_noise_label(told, x.shape[0]), labels))
+
+    def image(self, z: Sequence[Tensor], told: Tensor, labels: Tensor | None) -> Tensor:
+        return self.decode(z, self.embed(_noise_label(told, z[-1].shape[0]), labels)) * self.sigma_data
 
     def forward(
         self,
@@ -157,12 +167,10 @@ class UNet(nn.Module):
 
     def part(self, name: Literal["enc", "dec"]) -> UNet:
         """A copy with the encoder or the decoder alone, and the embedding."""
-        copied = copy.deepcopy(self)
         kept = ("enc", "map_") if name == "enc" else ("dec", "out_", "map_")
-        for child, _ in list(copied.named_children()):
-            if not child.startswith(kept):
-                delattr(copied, child)
-        return copied
+        half = copy.copy(self)
+        half._modules = {child: module for child, module in self._modules.items() if child.startswith(kept)}
+        return copy.deepcopy(half)
 
 
 class SongUNet(UNet):
@@ -263,6 +271,11 @@ def build_unet(arch: Architecture) -> UNet:
     """The network with new weights. Output channels: twice the image's under iDDPM's preconditioning."""
     out_channels = arch.img_channels * (2 if arch.preconditioning == "iddpm" else 1)
     return (DhariwalUNet if arch.model_type == "DhariwalUNet" else SongUNet)(arch, out_channels)
+
+
+def _noise_label(sigma: Tensor, batch: int) -> Tensor:
+    """EDM's c_noise = ln(sigma) / 4 as a vector (batch,)."""
+    return (sigma.flatten().log() / 4).expand(batch)
 
 
 def _positional_angles(noise_labels: Tensor, half: int, last: int) -> Tensor:

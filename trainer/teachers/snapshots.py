@@ -1,4 +1,4 @@
-"""EDM's training snapshots (network-snapshot-*.pkl, the published networks) as plain data; none of it is run.
+"""Training snapshots in EDM's layout (network-snapshot-*.pkl, published networks) as plain data; none is run.
 
 A snapshot is a pickled dict with the network `ema`. Each of its modules carries its own source text, which
 EDM's code executes on loading; here the text is skipped. The layout is what EDM's `torch_utils.persistence`
@@ -8,6 +8,7 @@ makes of torch's modules.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedIOBase
@@ -20,8 +21,6 @@ from hkdpipe.manifests.ground.errors import InputError
 from hkdpipe.trainer.teachers.inert_arrays import StoredTensor, array_vocabulary
 from hkdpipe.trainer.teachers.inert_pickle import Allowance, Instance, Refused, Vocabulary, load
 
-PRECONDITIONERS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
-
 _OBJECTS = 500_000
 """Units of `inert_pickle.load` (some 100 bytes each) for all that is made of a file; a network of 55.7 M
 parameters takes about 120,000."""
@@ -31,10 +30,10 @@ _DEEPEST = 16
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The network `ema` of an EDM snapshot. Names are dotted as in torch's state dicts."""
+    """The network `ema` of a snapshot. Names are dotted as in torch's state dicts."""
 
     class_name: str
-    """Of the preconditioner, one of PRECONDITIONERS."""
+    """Of the preconditioner."""
     init_kwargs: dict[str, Any]
     """What the preconditioner was made with, as plain Python values."""
     attributes: dict[str, Any]
@@ -46,8 +45,10 @@ class Snapshot:
     """Parameters and persistent buffers, contiguous, on the CPU, in the stored precision."""
 
 
-def read_snapshot(path: Path) -> Snapshot:
-    """Read a snapshot. Only `ema` is kept; what lies beside it is read as inertly and dropped.
+def read_snapshot(path: Path, classes: Sequence[str]) -> Snapshot:
+    """Read a snapshot of a network of one of `classes`, whatever modules these were made from.
+
+    Only `ema` is kept; what lies beside it is read as inertly and dropped.
 
     Takes about as much memory as the file has bytes, never more than twice that and 100 MB.
 
@@ -58,7 +59,7 @@ def read_snapshot(path: Path) -> Snapshot:
         if not path.is_file():
             raise InputError(f"{path}: {'not a file' if path.exists() else 'missing'}")
         with path.open("rb") as stream:
-            return _read(stream, os.fstat(stream.fileno()).st_size)
+            return _read(stream, os.fstat(stream.fileno()).st_size, classes)
     except Refused as error:
         raise InputError(f"{path}: not an EDM snapshot: {_one_line(str(error))}") from None
     except OSError as error:
@@ -71,7 +72,7 @@ def _one_line(words: str) -> str:
     return printable if len(printable) < 240 else f"{printable[:160]}...{printable[-70:]}"
 
 
-def _read(stream: BufferedIOBase, size: int) -> Snapshot:
+def _read(stream: BufferedIOBase, size: int, classes: Sequence[str]) -> Snapshot:
     allowance = Allowance(_OBJECTS, "it holds more objects than any EDM snapshot")
     top = load(stream, size, _vocabulary(size, allowance), allowance)
     if stream.tell() != size:
@@ -81,8 +82,8 @@ def _read(stream: BufferedIOBase, size: int) -> Snapshot:
             pass
         case _:
             raise Refused("it has no network 'ema'")
-    if ema.class_name not in PRECONDITIONERS:
-        raise Refused(f"its network is a {ema.class_name}; accepted: {', '.join(PRECONDITIONERS)}")
+    if ema.class_name not in classes:
+        raise Refused(f"its network is a {ema.class_name}; accepted: {', '.join(classes)}")
     network = _Network(allowance)
     network.add(ema, "", 0)
     if ema.state.get("_init_args", ()) != ():

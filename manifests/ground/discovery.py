@@ -1,0 +1,25 @@
+"""Finding what registers itself: methods, teacher families, metrics, image formats."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+
+PLUGINS = "hkdpipe.plugins"
+"""Entry points of installed packages: modules that register what they add when they are imported."""
+
+
+@functools.cache
+def discover(package: str) -> None:
+    """Import what lies directly in a package, and the plug-ins: what registers itself there is known then."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+    _import_plugins()
+
+
+@functools.cache
+def _import_plugins() -> None:
+    for plugin in importlib.metadata.entry_points(group=PLUGINS):
+        plugin.load()
