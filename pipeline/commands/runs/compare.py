@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hkdpipe.manifests.ground.atomic_files import make_folders, read_json_if_there, write_atomic, write_json
 from hkdpipe.manifests.ground.claims import Claims
 from hkdpipe.manifests.ground.errors import HkdpipeError, InUseError, UsageError
-from hkdpipe.manifests.ground.atomic_files import make_folders, read_json_if_there, write_atomic, write_json
 from hkdpipe.pipeline import stage_calls as stages
 from hkdpipe.pipeline.configuration.comparison_plan import Comparison, Trial, resolve_comparison, trials
 from hkdpipe.pipeline.configuration.config import dump, resolve, validate_run
+from hkdpipe.pipeline.configuration.run_directory import RunDir, changes, kind_of
+from hkdpipe.pipeline.configuration.run_record import read_record
 from hkdpipe.pipeline.options import FOLDER, folder_or_url, one_process_only, work_options
 from hkdpipe.pipeline.progress import print_table
-from hkdpipe.pipeline.configuration.run_record import read_record
-from hkdpipe.pipeline.configuration.run_directory import RunDir, changes, kind_of
 from hkdpipe.pipeline.stage_calls import Work, working
 from hkdpipe.pipeline.wording import worded
 

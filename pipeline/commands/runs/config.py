@@ -9,8 +9,8 @@ import click
 
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.pipeline.configuration.config import dump, resolve, validate_run
-from hkdpipe.pipeline.options import Given, configuration_options, json_option
 from hkdpipe.pipeline.configuration.run_directory import RunDir, check_change
+from hkdpipe.pipeline.options import Given, configuration_options, json_option
 
 
 @click.command("config", short_help="Print, explain or check a configuration.")

@@ -7,7 +7,17 @@ from pathlib import Path
 import click
 
 from hkdpipe.pipeline import stage_calls as stages
-from hkdpipe.pipeline.options import (FOLDER, Given, configuration_options, folder_or_url, one_of_run_dir_and_out, opened, place, teacher_option, work_options)
+from hkdpipe.pipeline.options import (
+    FOLDER,
+    Given,
+    configuration_options,
+    folder_or_url,
+    one_of_run_dir_and_out,
+    opened,
+    place,
+    teacher_option,
+    work_options,
+)
 from hkdpipe.pipeline.progress import first_process, report
 from hkdpipe.pipeline.stage_calls import working
 

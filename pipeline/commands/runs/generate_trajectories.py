@@ -8,7 +8,18 @@ from pathlib import Path
 import click
 
 from hkdpipe.pipeline import stage_calls as stages
-from hkdpipe.pipeline.options import (FOLDER, Given, configuration_options, next_command, one_of_run_dir_and_out, opened, place, teacher_option, work_options, worker_of)
+from hkdpipe.pipeline.options import (
+    FOLDER,
+    Given,
+    configuration_options,
+    next_command,
+    one_of_run_dir_and_out,
+    opened,
+    place,
+    teacher_option,
+    work_options,
+    worker_of,
+)
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.stage_calls import working
 

@@ -13,7 +13,14 @@ import click
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.pipeline import stage_calls as stages
 from hkdpipe.pipeline.configuration.config import validate_run
-from hkdpipe.pipeline.options import (Given, configuration_options, next_command, one_process_only, opened, work_options)
+from hkdpipe.pipeline.options import (
+    Given,
+    configuration_options,
+    next_command,
+    one_process_only,
+    opened,
+    work_options,
+)
 from hkdpipe.pipeline.progress import print_summary, summary_data
 from hkdpipe.pipeline.stage_calls import working
 

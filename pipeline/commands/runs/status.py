@@ -13,10 +13,10 @@ import click
 from hkdpipe.manifests.ground.errors import HkdpipeError
 from hkdpipe.pipeline.cluster import slurm
 from hkdpipe.pipeline.configuration.config import resolve
+from hkdpipe.pipeline.configuration.run_directory import RunDir
+from hkdpipe.pipeline.configuration.run_record import read_record
 from hkdpipe.pipeline.options import FOLDER, json_option, next_command
 from hkdpipe.pipeline.progress import print_table
-from hkdpipe.pipeline.configuration.run_record import read_record
-from hkdpipe.pipeline.configuration.run_directory import RunDir
 from hkdpipe.stages.shared.reporting import duration
 
 
