@@ -24,8 +24,9 @@ def _command(remedy: Remedy) -> str:
 
 def _word(name: Name, command: click.Command | None) -> str:
     from hkdpipe.pipeline.configuration.config import SECTIONS
+    from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
 
-    for section, settings in SECTIONS.items():
+    for section, settings in {**SECTIONS, "train-teacher": TeacherTrainingSettings}.items():
         if name.of is settings:
             return f"{section}.{name.field}"
     for parameter in command.params if command is not None else ():

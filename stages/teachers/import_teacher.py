@@ -43,7 +43,7 @@ def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary
             ("images", "x".join(map(str, teacher.image_shape))),
             ("classes", str(arch.label_dim or "none")),
             ("SHA-256 of the file", sha256),
-            ("licence", licence or "not given: --licence"),
+            ("licence", licence or "not given"),
         ),
         files=(out,),
         data={"teacher": str(out), "architecture": arch.to_json(), "sha256": sha256, "steps": arch.steps},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground.atomic_files import read_json
-from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.errors import InputError, Name, WrongValue
 from hkdpipe.manifests.ground.sections import digest, of_kind
-from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.shared.reporting import Advance, Reporter, Summary
 from hkdpipe.stages.training.metrics_log import MetricsLog
 from hkdpipe.stages.training.train import resume_in, training_folder
 from hkdpipe.trainer.images.image_sets import load_images, load_labels
@@ -44,41 +46,27 @@ def train_teacher(
     """
     images = load_images(data)
     classes = _classes(data) if settings.conditional else None
-    channels, height, width = images.shape[1:]
-    levels = len(settings.channel_mult)
-    if not levels:
-        raise UsageError("train-teacher.channel_mult: got []; accepted: at least one integer")
-    if height != width or height % (1 << (levels - 1)):
-        raise InputError(
-            f"{data}: pictures of {height}x{width}; accepted: square, a multiple of {1 << (levels - 1)}"
-        )
-    arch = Architecture(
-        img_resolution=height,
-        img_channels=channels,
-        label_dim=0 if classes is None else int(classes.max()) + 1,
-        model_channels=settings.model_channels,
-        channel_mult=settings.channel_mult,
-        num_blocks=settings.num_blocks,
-        attn_resolutions=settings.attn_resolutions,
-    )
-    identity = digest({"data": data, **of_kind(settings, "identity")})
+    arch = _architecture(data, images, classes, settings)
+    identity = digest({"data": data, **_identity(settings)})
     out.mkdir(parents=True, exist_ok=True)
     with training_folder(out) as check_owned:
-        torch.manual_seed(settings.seed)
-        try:
-            network = PreconditionedUNet(arch).to(device)
-        except ValueError as error:
-            raise UsageError(
-                f"train-teacher.model_channels: got {settings.model_channels}; accepted: one whose "
-                f"channels can be grouped ({error})"
-            ) from None
-        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
-        state = new_state(network, optimizer, [settings.ema])
+        state = _new_state(arch, settings, device)
         resume_in(out, state, identity, reporter)
         budget = settings.iterations * settings.batch_size
         did_nothing = state.seen >= budget and _exported_step(out / "export") == state.step
         if not did_nothing:
-            _fit(state, images, classes, settings, budget, out, identity, device, reporter, stop, check_owned)
+            metrics = MetricsLog(out / "metrics.csv", state.seen)
+            with reporter.phase("training the teacher", budget, "images", state.seen) as advance:
+                fit(
+                    state,
+                    partial(read_noisy_images, images, settings, one_hot(classes, arch.label_dim)),
+                    partial(_loss, device, arch.sigma_data),
+                    _loop(settings, budget),
+                    out / "checkpoints",
+                    {"identity": identity},
+                    Callbacks(stop, partial(_log, check_owned, metrics, advance), check_owned=check_owned),
+                    World(),
+                )
             about = {
                 "dataset": data,
                 "images": len(images),
@@ -90,16 +78,69 @@ def train_teacher(
     return Summary(
         title="train-teacher",
         rows=(
-            ("images", f"{len(images):,} of {channels}x{height}x{width}"),
+            ("images", f"{len(images):,} of {'x'.join(map(str, arch.image_shape))}"),
             *([("classes", f"{arch.label_dim:,}")] if settings.conditional else []),
-            ("parameters", f"{network.parameter_count():,}"),
+            ("parameters", f"{state.model.parameter_count():,}"),
             ("iterations", f"{state.step:,}"),
         ),
         files=(out / "export",),
-        next_commands=(f"hkdpipe generate-trajectories --teacher {out / 'export'} --out ARCHIVE",),
         data={"teacher": str(out / "export"), "iterations": state.step},
         did_nothing=did_nothing,
     )
+
+
+def _architecture(
+    data: str,
+    images: NDArray[np.float32],
+    classes: NDArray[np.int64] | None,
+    settings: TeacherTrainingSettings,
+) -> Architecture:
+    """Of DDPM++'s network. Raises InputError where the images cannot be halved as often as it needs."""
+    channels, height, width = images.shape[1:]
+    levels = len(settings.channel_mult)
+    if not levels:
+        raise WrongValue(_name("channel_mult"), ": got []; accepted: at least one integer")
+    if height != width or height % (1 << (levels - 1)):
+        raise InputError(
+            f"{data}: pictures of {height}x{width}; accepted: square, a multiple of {1 << (levels - 1)}"
+        )
+    return Architecture(
+        img_resolution=height,
+        img_channels=channels,
+        label_dim=0 if classes is None else int(classes.max()) + 1,
+        model_channels=settings.model_channels,
+        channel_mult=settings.channel_mult,
+        num_blocks=settings.num_blocks,
+        attn_resolutions=settings.attn_resolutions,
+    )
+
+
+def _name(field: str) -> Name:
+    return Name(field, TeacherTrainingSettings)
+
+
+def _identity(settings: TeacherTrainingSettings) -> dict[str, Any]:
+    """What a training may not change on the way. Settings that are newer count where they are set."""
+    values, default = of_kind(settings, "identity"), TeacherTrainingSettings()
+    newer = ("noise_mean", "noise_std")
+    return {
+        name: value for name, value in values.items() if name not in newer or value != getattr(default, name)
+    }
+
+
+def _new_state(
+    arch: Architecture, settings: TeacherTrainingSettings, device: torch.device
+) -> TrainingState[PreconditionedUNet]:
+    torch.manual_seed(settings.seed)
+    try:
+        network = arch.network().to(device)
+    except ValueError as error:
+        raise WrongValue(
+            _name("model_channels"),
+            f": got {settings.model_channels}; accepted: one whose channels can be grouped ({error})",
+        ) from None
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
+    return new_state(network, optimizer, [settings.ema])
 
 
 def _classes(data: str) -> NDArray[np.int64]:
@@ -107,8 +148,10 @@ def _classes(data: str) -> NDArray[np.int64]:
     classes = load_labels(data)
     if classes is None:
         raise InputError(
-            f"{data}: no classes to train with --conditional; accepted: 'digits', a folder whose subfolders "
-            "are the classes, an .npz file with an array 'labels', a .zip with EDM's dataset.json"
+            f"{data}: no classes to train with ",
+            Name("conditional"),
+            "; accepted: 'digits', a folder whose subfolders are the classes, an .npz file with an array "
+            "'labels', a .zip with EDM's dataset.json",
         )
     counts = np.bincount(classes)
     if not counts.all():
@@ -127,20 +170,8 @@ def _exported_step(export: Path) -> int | None:
         return None
 
 
-def _fit(
-    state: TrainingState[PreconditionedUNet],
-    images: NDArray[np.float32],
-    classes: NDArray[np.int64] | None,
-    settings: TeacherTrainingSettings,
-    budget: int,
-    out: Path,
-    identity: str,
-    device: torch.device,
-    reporter: Reporter,
-    stop: Callable[[], bool],
-    check_owned: Callable[[], None],
-) -> None:
-    loop = LoopSettings(
+def _loop(settings: TeacherTrainingSettings, budget: int) -> LoopSettings:
+    return LoopSettings(
         budget=budget,
         batch_size=settings.batch_size,
         schedule="cosine",
@@ -149,28 +180,23 @@ def _fit(
         keep_checkpoints=2,
         workers=1,
     )
-    metrics = MetricsLog(out / "metrics.csv", state.seen)
-    labels = one_hot(classes, state.model.arch.label_dim)
-    with reporter.phase("training the teacher", budget, "images", state.seen) as advance:
 
-        def log(seen: int, values: dict[str, float]) -> None:
-            check_owned()
-            metrics.append(seen, values)
-            advance(seen, loss=values["loss"])
 
-        def loss(model: nn.Module, batch: NoisyImages, progress: float) -> dict[str, Tensor]:
-            clean, noise, sigma, label = batch
-            told = None if label is None else label.to(device)
-            noisy = clean.to(device), noise.to(device), sigma.to(device), told
-            return {"loss": edm_loss(model, noisy, state.model.arch.sigma_data)}
+def _loss(
+    device: torch.device, sigma_data: float, model: nn.Module, batch: NoisyImages, progress: float
+) -> dict[str, Tensor]:
+    clean, noise, sigma, label = batch
+    told = None if label is None else label.to(device)
+    return {"loss": edm_loss(model, (clean.to(device), noise.to(device), sigma.to(device), told), sigma_data)}
 
-        fit(
-            state,
-            lambda start, end: read_noisy_images(images, settings.seed, start, end, labels),
-            loss,
-            loop,
-            out / "checkpoints",
-            {"identity": identity},
-            Callbacks(stop, log, check_owned=check_owned),
-            World(),
-        )
+
+def _log(
+    check_owned: Callable[[], None],
+    metrics: MetricsLog,
+    advance: Advance,
+    seen: int,
+    values: dict[str, float],
+) -> None:
+    check_owned()
+    metrics.append(seen, values)
+    advance(seen, loss=values["loss"])

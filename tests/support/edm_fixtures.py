@@ -6,6 +6,7 @@ NAME.pkl holds a small network with random weights, NAME.npz what EDM's own code
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hkdpipe.trainer.teachers.edm import Architecture
 from hkdpipe.trainer.teachers.edm.recognition import PRECONDITIONING
 from hkdpipe.trainer.teachers.snapshots import Snapshot, read_snapshot
 
@@ -27,6 +29,28 @@ SNAPSHOTS = {
     for folder in reversed(_FOLDERS)
     for file in sorted(folder.glob("*.pkl"))
     if file.with_suffix(".npz").is_file()
+}
+
+SMALL = Architecture(
+    img_resolution=16, img_channels=3, label_dim=4, model_channels=64, channel_mult=(1, 2), num_blocks=1
+)
+FAMILIES = {
+    "ddpmpp": dataclasses.replace(SMALL, model_channels=16),
+    "ncsnpp": dataclasses.replace(
+        SMALL,
+        model_channels=16,
+        embedding_type="fourier",
+        channel_mult_noise=2,
+        encoder_type="residual",
+        resample_filter=(1, 3, 3, 1),
+        augment_dim=9,
+    ),
+    "adm": dataclasses.replace(SMALL, model_type="DhariwalUNet", attn_resolutions=(8,)),
+}
+OLDER = {
+    "vp": dataclasses.replace(FAMILIES["ddpmpp"], preconditioning="vp"),
+    "ve": dataclasses.replace(FAMILIES["ncsnpp"], preconditioning="ve"),
+    "iddpm": dataclasses.replace(FAMILIES["adm"], preconditioning="iddpm", M=100),
 }
 
 

@@ -49,7 +49,6 @@ NOT_YET = {
     "stages/preflight.py",
     "stages/reports",
     "stages/settings",
-    "stages/teachers",
     "stages/training",
 }
 

@@ -9,25 +9,29 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.archive.reading_order import training_indices
 from hkdpipe.manifests.ground import rng
-
-P_MEAN, P_STD = -1.2, 1.2
+from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
 
 NoisyImages = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Images (B, C, H, W), unit noise of their shape, sigmas (B,), labels (B, label_dim) or None."""
 
 
 def read_noisy_images(
-    images: NDArray[np.float32], seed: int, start: int, stop: int, labels: Tensor | None = None
+    images: NDArray[np.float32],
+    settings: TeacherTrainingSettings,
+    labels: Tensor | None,
+    start: int,
+    stop: int,
 ) -> NoisyImages:
     """Images (B, C, H, W), unit noise of their shape and log-normal sigmas (B,) at the given positions.
 
     With the images' `labels` (N, label_dim) those of the images taken come with them.
     """
-    positions = np.arange(start, stop)
+    positions, seed = np.arange(start, stop), settings.seed
     chosen = training_indices(seed, start, stop, 0, len(images))
     clean = torch.from_numpy(images[chosen])
     noise = rng.normal(seed, "teacher-noise", positions, clean[0].numel()).reshape(clean.shape)
-    log_sigma = rng.normal(seed, "teacher-sigma", positions, 1)[:, 0] * P_STD + P_MEAN
+    log_sigma = rng.normal(seed, "teacher-sigma", positions, 1)[:, 0]
+    log_sigma = log_sigma * settings.noise_std + settings.noise_mean
     sigma = torch.from_numpy(np.exp(log_sigma)).float()
     return clean, torch.from_numpy(noise).float(), sigma, None if labels is None else labels[chosen]
 

@@ -82,8 +82,10 @@ def command(
         from hkdpipe.stages.teachers.train_teacher import train_teacher
 
         def call() -> Summary:
-            return train_teacher(
+            summary = train_teacher(
                 data, out, settings, device=work.device, reporter=work.reporter, stop=work.stop
             )
+            following = f"hkdpipe generate-trajectories --teacher {out / 'export'} --out ARCHIVE"
+            return dataclasses.replace(summary, next_commands=(following,))
 
         report(work.perform("train-teacher", out, None, call), quiet, as_json)

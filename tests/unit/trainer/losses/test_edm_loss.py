@@ -10,6 +10,7 @@ from torch import nn
 
 from hkdpipe.manifests.archive.reading_order import training_indices
 from hkdpipe.trainer.losses.denoising_loss import edm_loss, read_noisy_images
+from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 
@@ -32,26 +33,33 @@ def test_edm_loss_is_the_unit_weight_loss_of_the_inner_network(
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
+SETTINGS = TeacherTrainingSettings(seed=5)
+
+
 def images(count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.random.default_rng(0).normal(size=(count, 1, 4, 4)).astype(np.float32)
 
 
-def test_log_normal_noise_levels() -> None:
-    """Mean -1.2 and deviation 1.2 of ln sigma, unit noise: within five standard errors."""
+@pytest.mark.parametrize(
+    ("settings", "mean", "std"),
+    [(SETTINGS, -1.2, 1.2), (TeacherTrainingSettings(noise_mean=0.3, noise_std=0.5), 0.3, 0.5)],
+)
+def test_log_normal_noise_levels(settings: TeacherTrainingSettings, mean: float, std: float) -> None:
+    """Mean and deviation of ln sigma, unit noise: within five standard errors."""
     count = 4000
-    _, noise, sigma, _ = read_noisy_images(images(10), 0, 0, count)
+    _, noise, sigma, _ = read_noisy_images(images(10), settings, None, 0, count)
     logs = sigma.double().log()
-    assert abs(logs.mean() + 1.2) < 5 * 1.2 / count**0.5
-    assert abs(logs.std() - 1.2) < 5 * 1.2 / (2 * count) ** 0.5
-    assert abs(((logs - logs.mean()) ** 3).mean() / 1.2**3) < 5 * (6 / count) ** 0.5
+    assert abs(logs.mean() - mean) < 5 * std / count**0.5
+    assert abs(logs.std() - std) < 5 * std / (2 * count) ** 0.5
+    assert abs(((logs - logs.mean()) ** 3).mean() / std**3) < 5 * (6 / count) ** 0.5
     assert abs(noise.double().mean()) < 5 / noise.numel() ** 0.5
     assert abs(noise.double().std() - 1) < 5 / (2 * noise.numel()) ** 0.5
 
 
 def test_noisy_images_depend_on_the_position_alone() -> None:
     data, labels = images(10), torch.arange(20.0).reshape(10, 2)
-    whole = read_noisy_images(data, 5, 0, 25, labels)
-    parts = [read_noisy_images(data, 5, *part, labels) for part in ((0, 9), (9, 10), (10, 25))]
+    whole = read_noisy_images(data, SETTINGS, labels, 0, 25)
+    parts = [read_noisy_images(data, SETTINGS, labels, *part) for part in ((0, 9), (9, 10), (10, 25))]
     for index, values in enumerate(whole):
         assert values is not None
         assert values.dtype == torch.float32
@@ -59,6 +67,7 @@ def test_noisy_images_depend_on_the_position_alone() -> None:
     order = training_indices(5, 0, 25, 0, 10)
     assert np.array_equal(whole[0].numpy(), data[order])
     assert torch.equal(whole[3], labels[order])  # type: ignore[arg-type]
-    assert read_noisy_images(data, 5, 0, 25)[3] is None
+    assert read_noisy_images(data, SETTINGS, None, 0, 25)[3] is None
     assert sorted(order[:10].tolist()) == list(range(10))
-    assert not torch.equal(read_noisy_images(data, 6, 0, 25)[1], whole[1])
+    other = replace(SETTINGS, seed=6)
+    assert not torch.equal(read_noisy_images(data, other, None, 0, 25)[1], whole[1])

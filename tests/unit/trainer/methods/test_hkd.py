@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from edm_fixtures import FAMILIES
 from scipy.stats import chisquare
-from test_edm_network import FAMILIES
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground import rng

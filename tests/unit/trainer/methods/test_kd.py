@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_edm_network import FAMILIES, OLDER
+from edm_fixtures import FAMILIES, OLDER
 from torch import nn
 
 from hkdpipe.manifests.ground.errors import InputError

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from edm_fixtures import SNAPSHOTS, read_edm
-from test_edm_network import FAMILIES, OLDER
+from edm_fixtures import FAMILIES, OLDER, SNAPSHOTS, read_edm
 
 from hkdpipe.manifests.ground.errors import InputError
 from hkdpipe.trainer.teachers import teacher as teachers

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edm_fixtures import SNAPSHOTS, published
+from edm_fixtures import FAMILIES, OLDER, SMALL, SNAPSHOTS, published
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground import rng
@@ -23,28 +23,6 @@ from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 
 Relative = Callable[[Tensor, Tensor], float]
 Randomise = Callable[[nn.Module], None]
-
-SMALL = Architecture(
-    img_resolution=16, img_channels=3, label_dim=4, model_channels=64, channel_mult=(1, 2), num_blocks=1
-)
-FAMILIES = {
-    "ddpmpp": dataclasses.replace(SMALL, model_channels=16),
-    "ncsnpp": dataclasses.replace(
-        SMALL,
-        model_channels=16,
-        embedding_type="fourier",
-        channel_mult_noise=2,
-        encoder_type="residual",
-        resample_filter=(1, 3, 3, 1),
-        augment_dim=9,
-    ),
-    "adm": dataclasses.replace(SMALL, model_type="DhariwalUNet", attn_resolutions=(8,)),
-}
-OLDER = {
-    "vp": dataclasses.replace(FAMILIES["ddpmpp"], preconditioning="vp"),
-    "ve": dataclasses.replace(FAMILIES["ncsnpp"], preconditioning="ve"),
-    "iddpm": dataclasses.replace(FAMILIES["adm"], preconditioning="iddpm", M=100),
-}
 
 
 @pytest.fixture(scope="module", params=sorted(SNAPSHOTS))
