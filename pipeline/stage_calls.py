@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,12 @@ def evaluate(
             world=work.world,
             reporter=work.reporter,
             stop=work.stop,
+            sampling=sampling_command("THIS_FOLDER"),
         )
 
     return work.perform("evaluation", out, run, call)
+
+
+def sampling_command(model: str) -> str:
+    """A command to suggest once there is a model."""
+    return f"hkdpipe sample --model {shlex.quote(model)} --count 64 --out samples"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from hkdpipe.stages.evaluation.distribution import DISTRIBUTION
 from hkdpipe.stages.evaluation.reference import check_reference
+from hkdpipe.stages.evaluation.seen import feature_network
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.training.tensorboard_events import check_events_can_be_written
 from hkdpipe.trainer.exports.programs import check_exports
 from hkdpipe.trainer.losses.perceptual import backbone_file, check_perceptual
-from hkdpipe.trainer.metrics.feature_networks import load_features
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.teacher import load_teacher
 
@@ -27,6 +26,6 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
     check_exports(evaluation.exports)
     if training.tensorboard:
         check_events_can_be_written()
-    if DISTRIBUTION & set(evaluation.metrics) or training.fd_images:
-        load_features(evaluation.features, evaluation.inception, shape, torch.device("cpu"))
+    if evaluation.sees or training.fd_images:
+        feature_network(evaluation, shape, torch.device("cpu"))
         check_reference(evaluation.reference)

@@ -13,7 +13,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 from hkdpipe.manifests.ground.errors import UsageError
@@ -28,7 +28,7 @@ def setting(
     default: Any,
     doc: str,
     *,
-    choices: Sequence[Any] | Callable[[], Sequence[Any]] | None = None,
+    choices: Collection[Any] | Callable[[], Collection[Any]] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -82,7 +82,10 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 def accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
     """In words, what a setting takes: 'an integer, at least 1'."""
     if (choices := choices_of(metadata)) is not None:
-        known = ", ".join(map(json.dumps, choices))
+        about = choices if isinstance(choices, Mapping) else {}
+        known = ", ".join(
+            json.dumps(name) + (f" ({about[name]})" if name in about else "") for name in choices
+        )
         return f"one of {known}" if not _item(hint) else f"a list of {known}"
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     item = _item(hint)
@@ -95,8 +98,8 @@ def accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
     return words
 
 
-def choices_of(metadata: Mapping[str, Any]) -> Sequence[Any] | None:
-    """What a setting may be, if only certain values."""
+def choices_of(metadata: Mapping[str, Any]) -> Collection[Any] | None:
+    """What a setting may be, if only certain values; of a mapping, with what they are."""
     choices = metadata["choices"]
     return choices() if callable(choices) else choices
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from hkdpipe.stages.settings.metrics import Row
 from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
-
-Row = dict[str, Any]
 
 
 def class_rows(

@@ -22,6 +22,8 @@ from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.teachers.sampler import edm_generators, evaluations, following_noise, sample_trajectory
 from hkdpipe.trainer.teachers.teacher import Teacher
 
+STUDENT = "student"
+"""The name of its rows."""
 Sampler = Callable[[Tensor, Tensor | None], Tensor]
 """Unit noise (N, C, H, W) and labels (N, label_dim), None of an unconditional teacher, to images."""
 
@@ -55,6 +57,10 @@ class Context:
     def predicted(self) -> int:
         """How many of the stored states the student predicts from: all but the end, or the start alone."""
         return len(self.archive.sigmas) - 1 if self.student.between else 1
+
+    def students(self) -> list[tuple[str, int, Sampler]]:
+        """Name, network evaluations and sampler of the student."""
+        return [(STUDENT, 1, self.student.folded().sample)]
 
     def noise(self, start: int, stop: int) -> Tensor:
         return evaluation_noise(self.settings, start, stop, self.student.image_shape, self.device)

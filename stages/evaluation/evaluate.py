@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hkdpipe.manifests.archive.reader import Archive, open_archive
+from hkdpipe.manifests.archive.reader import open_archive
 from hkdpipe.manifests.ground.atomic_files import (
     make_folders,
     read_json_if_there,
@@ -20,19 +22,21 @@ from hkdpipe.manifests.ground.atomic_files import (
     write_json,
 )
 from hkdpipe.manifests.ground.claims import owning
-from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.errors import InputError, Name, UsageError, WrongValue
 from hkdpipe.manifests.ground.sections import digest
 from hkdpipe.stages.evaluation.by_class import merged
-from hkdpipe.stages.evaluation.context import Context
-from hkdpipe.stages.evaluation.distribution import DISTRIBUTION, measure_distribution, remove_parts
+from hkdpipe.stages.evaluation.context import STUDENT, Context
+from hkdpipe.stages.evaluation.distribution import measure_distribution, remove_parts
 from hkdpipe.stages.evaluation.evaluation_pictures import sample_picture, strip_picture
-from hkdpipe.stages.evaluation.match import match_to_teacher
+from hkdpipe.stages.evaluation.metrics.fd import halvings
 from hkdpipe.stages.evaluation.reference import Reference, load_reference
-from hkdpipe.stages.evaluation.speed import measure_speed
+from hkdpipe.stages.evaluation.seen import feature_network
 from hkdpipe.stages.reports.model_card import model_card
-from hkdpipe.stages.reports.published import published
+from hkdpipe.stages.reports.published import PUBLISHED, published
 from hkdpipe.stages.reports.report import REPORT, write_report
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
+from hkdpipe.stages.settings.metrics import columns, table_metrics
+from hkdpipe.stages.settings.teacher_settings import TeacherSettings
 from hkdpipe.stages.shared.reporting import Reporter, Summary
 from hkdpipe.stages.shared.stage_state import evaluation_identity
 from hkdpipe.trainer.exports.programs import check_exports, write_onnx, write_program
@@ -40,7 +44,8 @@ from hkdpipe.trainer.loop.checkpoint import newest_checkpoint, read_state
 from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.methods.registry import load_model
 from hkdpipe.trainer.methods.student import saved_model
-from hkdpipe.trainer.metrics.feature_networks import METRICS, FeatureNetwork, load_features
+from hkdpipe.trainer.metrics.feature_networks import FeatureNetwork
+from hkdpipe.trainer.metrics.feature_spaces import SPACES
 from hkdpipe.trainer.teachers.teacher import load_teacher
 
 
@@ -56,34 +61,36 @@ def evaluate(
     world: World,
     reporter: Reporter,
     stop: Callable[[], bool],
+    sampling: str = "",
 ) -> Summary:
     """Write metrics.json, tables (.csv) and pictures in `out`, and the model in `export`.
 
     `checkpoint` is one, or a folder of them, whose newest is taken. Every row measured is kept in `out`/rows
     under what it depends on, so that an interrupted evaluation goes on and an unchanged row is not repeated.
-    Of several processes the first does all this, and the others help it to compute features.
+    Of several processes the first does all this, and the others help it to compute features. `sampling` is a
+    command that the model's card tells of.
     """
     started = time.monotonic()
     check_exports(settings.exports)
     path, state = _find_checkpoint(checkpoint, reporter)
     student = load_model(path, device, settings.weights)
     loaded = load_teacher(teacher, device)
-    if loaded.image_shape != student.image_shape:
-        raise UsageError(
-            f"{path}: makes images of {student.image_shape}, the teacher of {loaded.image_shape}"
-        )
-    if student.arch.label_dim != loaded.arch.label_dim:
-        raise UsageError(
-            f"{path}: knows {student.arch.label_dim} classes, the teacher {loaded.arch.label_dim}"
-        )
-    identity = evaluation_identity(settings, state)
-    weights = digest([state["sha256"], settings.weights])
+    for makes, own, others in (
+        ("makes images of {}, the teacher of {}", student.image_shape, loaded.image_shape),
+        ("knows {} classes, the teacher {}", student.arch.label_dim, loaded.arch.label_dim),
+    ):
+        if own != others:
+            raise UsageError(f"{path}: {makes.format(own, others)}")
     make_folders(out / "rows")
-
-    def context_of(trajectories: Archive, check_owned: Callable[[], None]) -> Context:
+    with ExitStack() as stack:
+        # The folder is the first one's: the others have no say in it.
+        owned = owning(out, f"evaluation in {out}") if world.first else nullcontext(lambda: None)
+        check_owned = stack.enter_context(owned)
+        trajectories = stack.enter_context(open_archive(archive))
         if trajectories.plan.teacher["sha256"] != loaded.sha256:
-            raise UsageError(f"{archive}: made with another teacher than teacher.source '{loaded.source}'")
-        return Context(
+            source = Name("source", TeacherSettings)
+            raise WrongValue(f"{archive}: made with another teacher than ", source, f" '{loaded.source}'")
+        context = Context(
             loaded,
             student,
             trajectories,
@@ -96,59 +103,127 @@ def evaluate(
             check_owned,
             world.first,
         )
-
-    if not world.first:
-        with open_archive(archive) as trajectories:
-            _measure_distribution(context_of(trajectories, lambda: None), weights)
+        evaluation = _Evaluation(context, path, state, export, sampling)
+        if world.first:
+            return evaluation.completed(started)
+        evaluation.measure_distribution()
         return Summary(title="evaluate", rows=(("process", f"{world.rank} of {world.size}, done"),))
-    with owning(out, f"evaluation in {out}") as check_owned, open_archive(archive) as trajectories:
-        context = context_of(trajectories, check_owned)
-        for folder in (out, out / "rows", export.parent):
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    context: Context
+    path: Path
+    """Of the checkpoint."""
+    state: dict[str, Any]
+    export: Path
+    sampling: str
+
+    def completed(self, started: float) -> Summary:
+        """Measure, write and export what is not there."""
+        context, out = self.context, self.context.out
+        for folder in (out, out / "rows", self.export.parent):
             remove_temporaries(folder)
         previous = read_json_if_there(out / "metrics.json")
-        found = {"identity": identity, "inputs": _inputs(settings, trajectories)}
+        found = {"identity": evaluation_identity(context.settings, self.state), "inputs": _inputs(context)}
         same = previous and all(previous.get(name) == value for name, value in found.items())
-        if same and (export / "config.json").is_file():
-            return _summary(previous, out, export, did_nothing=True)
-        measured = _measure(context, weights)
-        plan = trajectories.plan
-        metrics = {
-            **found,
-            "checkpoint": {"path": str(path), "seen": state["seen"], "sha256": state["sha256"]},
-            "settings": {**vars(settings)},
-            "model": student.config(),
+        if same and (self.export / "config.json").is_file():
+            return _summary(previous, out, self.export, did_nothing=True)
+        metrics = {**found, **self.about(), **self.measured(), "published": _published(context)}
+        metrics |= {
+            "device": _device_name(context.device),
+            "precision": str(context.student.dtype).removeprefix("torch."),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 1),
+            "software": {"torch": torch.__version__, "numpy": np.__version__},
+        }
+        context.check_owned()
+        _write_tables(out, metrics)
+        metrics["export"] = self.exported(metrics)
+        context.check_owned()
+        remove_parts(out)
+        write_report(out, metrics)
+        # Last: it says that all the rest is done.
+        write_json(out / "metrics.json", metrics)
+        return _summary(metrics, out, self.export, did_nothing=False)
+
+    def about(self) -> dict[str, Any]:
+        """What is measured, and how."""
+        context, plan = self.context, self.context.archive.plan
+        return {
+            "checkpoint": {
+                "path": str(self.path),
+                "seen": self.state["seen"],
+                "sha256": self.state["sha256"],
+            },
+            "settings": {**vars(context.settings)},
+            "model": context.student.config(),
             "teacher": {
                 **{name: plan.teacher[name] for name in ("source", "sha256", "licence", "dataset")},
                 "nfe": context.whole_sampler()[1],
             },
             "archive": {
-                "trajectories": len(trajectories),
+                "trajectories": len(context.archive),
                 "held_out": context.validation,
                 "seed": plan.seed,
                 "sampler": plan.sampler,
                 "dtype": plan.dtype,
                 "classes": list(plan.classes),
             },
-            **measured,
-            "published": _published(context),
-            "device": _device_name(device),
-            "precision": str(student.dtype).removeprefix("torch."),
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - started, 1),
-            "software": {"torch": torch.__version__, "numpy": np.__version__},
         }
-        check_owned()
-        _write_tables(out, metrics)
-        facts = {**loaded.about, "licence": plan.teacher["licence"]}
+
+    def measured(self) -> dict[str, Any]:
+        """By names of tables, the numbers; pictures are written."""
+        context = self.context
+        result: dict[str, Any] = {"metric": SPACES[context.settings.features].metric}
+        result |= {"rows": [], "per_class": []}
+        for metric in table_metrics():
+            result |= metric.empty
+        result |= self.measure_distribution()
+        with context.reporter.phase("pictures", 2, "pictures") as advance:
+            sample_picture(context)
+            advance(1)
+            strip_picture(context)
+            advance(2)
+        for metric in context.settings.chosen:
+            if metric.tables is None:
+                continue
+            if "trajectories" in metric.needs and not context.validation:
+                context.reporter.line(f"{metric.about}: skipped, as no trajectories were held out")
+                continue
+            found = metric.tables(context)
+            for row in found[metric.name]:
+                metric.checked(row)
+            result["per_class"] = merged(result["per_class"], found.pop("per_class", []))
+            result |= found
+        return result
+
+    def measure_distribution(self) -> dict[str, Any]:
+        """'rows', 'per_class' and how they were got; nothing where no metric needs the feature network."""
+        context, shape = self.context, self.context.student.image_shape
+        settings = context.settings
+        if not settings.sees:
+            return {}
+        network = feature_network(settings, shape, context.device)
+        reference = load_reference(settings.reference, context.archive, shape)
+        weights = digest([self.state["sha256"], settings.weights])
+        rows, per_class = measure_distribution(context, network, reference, weights)
+        return {"rows": rows, "per_class": per_class, "compared": _record(settings, network, reference)}
+
+    def exported(self, metrics: dict[str, Any]) -> str:
+        """Write the model with its card. Returns the SHA-256 of its weights."""
+        context, plan = self.context, self.context.archive.plan
+        student, settings, teacher = context.student, context.settings, context.teacher
+        facts = {**teacher.about, "licence": plan.teacher["licence"]}
         about = {
-            "teacher": {"source": loaded.source, "sha256": loaded.sha256, **facts},
+            "teacher": {"source": teacher.source, "sha256": teacher.sha256, **facts},
             "checkpoint": metrics["checkpoint"],
             "weights": settings.weights,
             "classes": list(plan.classes),
-            "metrics": measured["rows"],
+            "metrics": metrics["rows"],
         }
-        make_folders(export.parent)
-        card = model_card(student.config(), about, measured["metric"], measured["match"])
+        make_folders(self.export.parent)
+        card = model_card(student.config(), about, metrics["metric"], metrics["match"], self.sampling)
 
         def complete(folder: Path) -> None:
             (folder / "README.md").write_text(card)
@@ -157,18 +232,13 @@ def evaluate(
             if "onnx" in settings.exports:
                 write_onnx(student, folder / "model.onnx")
 
-        check_owned()
-        metrics["export"] = student.save(export, about, complete)
-        check_owned()
-        remove_parts(out)
-        write_report(out, metrics)
-        # Last: it says that all the rest is done.
-        write_json(out / "metrics.json", metrics)
-    return _summary(metrics, out, export, did_nothing=False)
+        context.check_owned()
+        return student.save(self.export, about, complete)
 
 
-def _inputs(settings: EvaluationSettings, archive: Archive) -> str:
+def _inputs(context: Context) -> str:
     """Digest of what is compared with, as far as it can be told without reading all of it again."""
+    settings, archive = context.settings, context.archive
     place = Path(settings.reference)
     files = sorted(path for path in [place, *place.rglob("*")] if path.is_file())
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -186,50 +256,17 @@ def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, An
     found = newest_checkpoint(path, reporter.warn) if path.is_dir() else None
     if found is None:
         raise InputError(
-            f"{path}: no checkpoint; accepted: a checkpoint, or a folder of them made by hkdpipe train"
+            f"{path}: no checkpoint; accepted: a checkpoint, or a folder of them that a training made"
         )
     return found
 
 
 def _published(context: Context) -> list[dict[str, Any]]:
     """What papers report for the archive's data set, where what is measured here can stand beside it."""
-    if METRICS[context.settings.features] != "fid":
+    if SPACES[context.settings.features].metric != PUBLISHED:
         return []
     plan = context.archive.plan
     return published(plan.teacher["dataset"], context.student.image_shape, plan.label_dim > 0)
-
-
-def _measure(context: Context, weights: str) -> dict[str, Any]:
-    settings = context.settings
-    result: dict[str, Any] = {"metric": METRICS[settings.features]}
-    result |= {"rows": [], "per_class": [], "match": [], "consistency": {}, "speed": []}
-    result |= _measure_distribution(context, weights)
-    with context.reporter.phase("pictures", 2, "pictures") as advance:
-        sample_picture(context)
-        advance(1)
-        strip_picture(context)
-        advance(2)
-    if "match" in settings.metrics:
-        if context.validation:
-            match = match_to_teacher(context)
-            result |= {"match": match.rows, "consistency": match.consistency}
-            result["per_class"] = merged(result["per_class"], match.by_class)
-        else:
-            context.reporter.line("match to the teacher: skipped, as no trajectories were held out")
-    if "speed" in settings.metrics:
-        result["speed"] = measure_speed(context)
-    return result
-
-
-def _measure_distribution(context: Context, weights: str) -> dict[str, Any]:
-    """'rows', 'per_class' and how they were got; nothing where no metric of distributions is asked for."""
-    settings, shape = context.settings, context.student.image_shape
-    if not DISTRIBUTION & set(settings.metrics):
-        return {}
-    network = load_features(settings.features, settings.inception, shape, context.device)
-    reference = load_reference(settings.reference, context.archive, shape)
-    rows, per_class = measure_distribution(context, network, reference, weights)
-    return {"rows": rows, "per_class": per_class, "compared": _record(settings, network, reference)}
 
 
 def _record(settings: EvaluationSettings, network: FeatureNetwork, reference: Reference) -> dict[str, Any]:
@@ -237,7 +274,7 @@ def _record(settings: EvaluationSettings, network: FeatureNetwork, reference: Re
     images = reference.images
     noise = "torch generators as EDM's" if settings.edm_seeds else "hkdpipe's counter-based, 'evaluation'"
     return {
-        "detector": {"name": network.name, "sha256": network.sha256, "resize": network.resize},
+        "detector": {"name": network.space.name, "sha256": network.sha256, "resize": network.resize},
         "reference": {
             "source": reference.source,
             "sha256": reference.sha256,
@@ -245,60 +282,44 @@ def _record(settings: EvaluationSettings, network: FeatureNetwork, reference: Re
         },
         "noise": {"generator": noise, "seed": settings.seed, "first": 0, "ranges": settings.ranges},
         "images": "uint8, floor(127.5 x + 128), clipped",
+        "halvings of the reference": halvings(network.space.dimension),
     }
 
 
 def _write_tables(out: Path, metrics: dict[str, Any]) -> None:
     import pandas as pd
 
-    for name, rows in (
-        ("metrics", metrics["rows"]),
-        ("per_class", metrics["per_class"]),
-        ("match", metrics["match"]),
-        ("speed", metrics["speed"]),
-    ):
+    for name in ("rows", "per_class", *(metric.name for metric in table_metrics())):
+        rows, file = metrics[name], out / f"{'metrics' if name == 'rows' else name}.csv"
         if rows:
-            write_atomic(out / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False).encode())
+            write_atomic(file, pd.DataFrame(rows).to_csv(index=False).encode())
         else:
             # Of an earlier evaluation, which was asked for it.
-            (out / f"{name}.csv").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 def _summary(metrics: dict[str, Any], out: Path, export: Path, did_nothing: bool) -> Summary:
-    measured: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in [*metrics["rows"], *metrics["speed"]]:
-        measured.setdefault((row["name"], row["nfe"]), {}).update(row)
-
-    def cell(row: dict[str, Any], key: str, form: str, scale: float = 1) -> str:
-        return form.format(scale * row[key]) if key in row else "-"
-
+    tables = {metric.name: metrics.get(metric.name, []) for metric in table_metrics()}
     per_class = metrics.get("per_class", [])
-    judged = [row for row in per_class if row["name"] == "student" and "as_asked" in row]
-    if judged:
-        worst = min(judged, key=lambda row: row["as_asked"])
-        measured[f"student, class {worst['class']}, its worst", 1] = worst
-    conditional = ("as asked",) if judged else ()
-    rows = [
-        (
-            name,
-            str(nfe) if nfe else "-",
-            cell(row, metrics["metric"], "{:.2f}"),
-            cell(row, "confident", "{:.1f} %", 100),
-            *[cell(row, "as_asked", "{:.1f} %", 100) for _ in conditional],
-            cell(row, "ms_per_image_batch_1", "{:.1f} ms"),
-        )
-        for (name, nfe), row in measured.items()
-    ]
-    rows += [
-        (f"{row['name']} (published)", str(row["nfe"]), f"{row['fid']:.2f}", *["-"] * (2 + len(conditional)))
-        for row in metrics["published"]
-    ]
+    measured: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in [*metrics["rows"], *(row for rows in tables.values() for row in rows if "name" in row)]:
+        measured.setdefault((row["name"], row["nfe"]), {}).update(row)
+    for column in columns("worst class"):
+        judged = [row for row in per_class if row["name"] == STUDENT and column.name in row]
+        if judged:
+            worst = min(judged, key=lambda row: row[column.name] * (1 if column.better == "higher" else -1))
+            measured[f"{STUDENT}, class {worst['class']}, its worst", 1] = worst
+    for row in metrics["published"]:
+        measured[f"{row['name']} (published)", row["nfe"]] = {PUBLISHED: row[PUBLISHED]}
+    shown = [c for c in columns("summary") if any(c.name in row for row in measured.values())]
     return Summary(
         title="evaluate",
-        header=("", "evaluations", metrics["metric"], "p > 0.9", *conditional, "latency, one image"),
-        rows=tuple(rows),
+        header=("", "evaluations", *(column.title for column in shown)),
+        rows=tuple(
+            (name, str(nfe or "-"), *(column.said(row, "-") for column in shown))
+            for (name, nfe), row in measured.items()
+        ),
         files=(out / REPORT, out / "samples.png", out / "strip.png", out / "metrics.json", export),
-        next_commands=(f"hkdpipe sample --model {export} --count 64 --out samples",),
-        data={"per_class": per_class, **{key: metrics[key] for key in ("rows", "match", "speed")}},
+        data={"per_class": per_class, "rows": metrics["rows"], **tables},
         did_nothing=did_nothing,
     )

@@ -26,10 +26,25 @@ PART = 1024
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of N images: features (N, d) and logits (N, classes), float32."""
+    """Of N images: features (N, d) and logits (N, classes), float32, and themselves where they are needed."""
 
     features: NDArray[np.float32]
     logits: NDArray[np.float32]
+    images: NDArray[np.uint8] | None = None
+
+    def __getitem__(self, here: slice) -> Outputs:
+        images = None if self.images is None else self.images[here]
+        return Outputs(self.features[here], self.logits[here], images)
+
+
+def joined(parts: list[Outputs]) -> Outputs:
+    """Those of one set of images after the other."""
+    images = [part.images for part in parts if part.images is not None]
+    return Outputs(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate(images) if images else None,
+    )
 
 
 def part_ranges(count: int, batch_size: int) -> list[range]:
@@ -74,7 +89,7 @@ def _make(
             remove_temporaries(folder, path.name)
             outputs = compute(part)
             buffer = io.BytesIO()
-            np.savez(buffer, features=outputs.features, logits=outputs.logits)
+            np.savez(buffer, **{name: value for name, value in vars(outputs).items() if value is not None})
             write_atomic(path, buffer.getbuffer())
     finally:
         claims.release(name)
@@ -87,8 +102,8 @@ def read_parts(folder: Path, parts: list[range]) -> Iterator[Outputs]:
         path = _path(folder, number)
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                outputs = Outputs(arrays["features"], arrays["logits"])
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                outputs = Outputs(**arrays)
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile):
             outputs = None
         if outputs is None or not len(outputs.features) == len(outputs.logits) == len(part):
             path.unlink()

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.manifests.archive.reader import Archive
-from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.errors import InputError, Name, WrongValue
 from hkdpipe.manifests.ground.sections import digest
+from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.shared.picture_grids import to_uint8
 from hkdpipe.trainer.images.image_sets import BUILT_IN, load_images, load_labels
 from hkdpipe.trainer.metrics.frechet_distance import Statistics, holds_statistics, read_statistics
@@ -38,7 +39,7 @@ class Reference:
 def check_reference(source: str) -> None:
     """Raises InputError where nothing of that name is there; what it holds is not looked at."""
     if source not in (ARCHIVE, *BUILT_IN) and not Path(source).exists():
-        raise InputError(f"evaluation.reference: {source}: missing")
+        raise InputError(Name("reference", EvaluationSettings), f": {source}: missing")
 
 
 def load_reference(source: str, archive: Archive, shape: tuple[int, int, int]) -> Reference:
@@ -55,9 +56,9 @@ def load_reference(source: str, archive: Archive, shape: tuple[int, int, int]) -
         images = to_uint8(load_images(source))
         labels = load_labels(source) if archive.plan.label_dim else None
     if images.shape[1:] != shape or len(images) < 4:
-        raise UsageError(
-            f"evaluation.reference: '{source}' holds {len(images)} images of {images.shape[1:]}; "
-            f"accepted: at least 4 of {shape}"
+        raise WrongValue(
+            Name("reference", EvaluationSettings),
+            f": '{source}' holds {len(images)} images of {images.shape[1:]}; accepted: at least 4 of {shape}",
         )
     classes = None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
     hashed = digest([hashlib.sha256(images.tobytes()).hexdigest(), list(images.shape), classes])

@@ -22,11 +22,14 @@ HUB_LICENCES = frozenset(
 Rows = Sequence[Mapping[str, Any]]
 
 
-def model_card(model: Mapping[str, Any], about: Mapping[str, Any], metric: str, match: Rows) -> str:
+def model_card(
+    model: Mapping[str, Any], about: Mapping[str, Any], metric: str, match: Rows, command: str = ""
+) -> str:
     """A page of Markdown from the export's configuration `model` and facts `about`.
 
     `metric` names the Frechet distance in about["metrics"], `match` are the errors on held-out trajectories
-    from every stored state, the start first. Times are left out: they are the machine's, not the model's.
+    from every stored state, the start first; `command` samples from THIS_FOLDER in a shell. Times are left
+    out: they are the machine's, not the model's.
     """
     arch, teacher = model["architecture"], about["teacher"]
     shape = f"{arch['img_channels']}x{arch['img_resolution']}x{arch['img_resolution']}"
@@ -38,6 +41,7 @@ def model_card(model: Mapping[str, Any], about: Mapping[str, Any], metric: str, 
     noise, told = "torch.randn(16, *model.image_shape)", ""
     if classes := arch.get("label_dim"):
         noise, told = f"{noise}, one_hot", f"one_hot = torch.eye({classes})[[{min(about['classes'])}] * 16]\n"
+    shell = f"```\n{command}\n```\n\n" if command else ""
     return f"""---
 library_name: hkdpipe
 pipeline_tag: unconditional-image-generation
@@ -62,15 +66,11 @@ an EDM diffusion model, makes in many.
 
 ## Sampling
 
-```
-hkdpipe sample --model THIS_FOLDER --count 64 --out samples
-```
-
-```python
+{shell}```python
+import hkdpipe
 import torch
-from hkdpipe.trainer.methods.registry import load_model
 
-model = load_model("THIS_FOLDER")
+model = hkdpipe.load_model("THIS_FOLDER")
 {told}images = model.sample({noise})  # in [-1, 1]
 ```
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.manifests.ground.sections import MAX_SEED, setting
+from hkdpipe.stages.settings.metrics import Metric, choices, metrics
+from hkdpipe.trainer.metrics.feature_spaces import SPACES
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class EvaluationSettings:
     features: str = setting(
         "digits",
         "feature network: 'digits', a shipped classifier (fd_digits), or 'inception', the FID's own (fid)",
-        choices=("digits", "inception"),
+        choices=tuple(SPACES),
     )
     inception: str = setting(
         "",
@@ -45,18 +47,16 @@ class EvaluationSettings:
     )
     metrics: tuple[str, ...] = setting(
         ("fd", "match", "speed"),
-        "what is measured: Frechet distance, the same of an hkd student with A = 0, kernel distance, "
-        "Inception score, precision and recall, match to the teacher on held-out trajectories, speed",
-        choices=(
-            "fd",
-            "fd_without_evolution",
-            "kid",
-            "inception_score",
-            "precision_recall",
-            "match",
-            "speed",
-        ),
+        "what is measured",
+        choices=choices,
     )
+    kid_subsets: int = setting(100, "random subsets of the samples and of the reference for 'kid'", minimum=1)
+    kid_subset_size: int = setting(1000, "images of such a subset, if there are as many", minimum=2)
+    inception_score_parts: int = setting(10, "parts of the samples for 'inception_score'", minimum=1)
+    neighbours: int = setting(
+        3, "the neighbour that a manifold's radius for 'precision_recall' reaches", minimum=1
+    )
+    matched: int = setting(256, "held-out trajectories for 'match', if there are as many", minimum=1)
     lpips: str = setting(
         "",
         "local file of torchvision's AlexNet weights, for LPIPS in the match; '': the one in the torch hub "
@@ -81,20 +81,26 @@ class EvaluationSettings:
     )
 
     def __post_init__(self) -> None:
-        if "fd_without_evolution" in self.metrics and "fd" not in self.metrics:
-            raise UsageError(
-                f"evaluation.metrics: got {list(self.metrics)}; accepted: 'fd_without_evolution' beside 'fd'"
-            )
+        for metric in self.chosen:
+            if metric.check:
+                metric.check(self)
         rows = ["student", "teacher", *self.compared]
         if shared := [path for path in self.compared if rows.count(path) > 1]:
-            raise UsageError(
-                f"evaluation.compared: '{shared[0]}' would be the name of two rows; accepted: paths that "
-                "differ from each other and from 'student' and 'teacher', as './student'"
+            raise WrongValue(
+                Name("compared", EvaluationSettings),
+                f": '{shared[0]}' would be the name of two rows; accepted: paths that differ from each other "
+                "and from 'student' and 'teacher', as './student'",
             )
         if self.bootstrap == 1:
-            raise UsageError("evaluation.bootstrap: got 1; accepted: 0, or at least 2")
-        if "precision_recall" in self.metrics and self.samples < 4:
-            raise UsageError(
-                f"evaluation.samples: got {self.samples}; accepted with 'precision_recall': at least 4, for "
-                "three neighbours"
-            )
+            raise WrongValue(Name("bootstrap", EvaluationSettings), ": got 1; accepted: 0, or at least 2")
+
+    @property
+    def chosen(self) -> tuple[Metric, ...]:
+        """The metrics asked for."""
+        known = metrics()
+        return tuple(known[name] for name in self.metrics)
+
+    @property
+    def sees(self) -> bool:
+        """Whether they need the feature network."""
+        return any(metric.row for metric in self.chosen)

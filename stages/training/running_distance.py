@@ -11,12 +11,11 @@ from torch import Tensor
 
 from hkdpipe.manifests.archive.reader import Archive
 from hkdpipe.stages.evaluation.context import evaluation_classes, evaluation_noise
-from hkdpipe.stages.evaluation.distribution import quantised
 from hkdpipe.stages.evaluation.reference import load_reference
+from hkdpipe.stages.evaluation.seen import feature_network, quantised
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.metrics.feature_networks import load_features
 from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
 
 
@@ -28,8 +27,8 @@ class RunningDistance:
     ) -> None:
         """Raises UsageError or InputError where features or reference cannot be had."""
         self._archive, self._settings, self._count, self._device = archive, settings, count, device
-        self._network = load_features(settings.features, settings.inception, archive.shape, device)
-        self.metric = self._network.metric
+        self._network = feature_network(settings, archive.shape, device)
+        self.metric = self._network.space.metric
         reference = load_reference(settings.reference, archive, archive.shape)
         self._target = reference.statistics
         if reference.images is not None:

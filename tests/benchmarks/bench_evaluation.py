@@ -34,8 +34,9 @@ from torch.utils.data import Dataset
 
 from hkdpipe.manifests.archive.reader import open_archive
 from hkdpipe.stages.evaluation.context import Context
-from hkdpipe.stages.evaluation.distribution import measure_distribution, quantised
+from hkdpipe.stages.evaluation.distribution import measure_distribution
 from hkdpipe.stages.evaluation.reference import Reference
+from hkdpipe.stages.evaluation.seen import quantised
 from hkdpipe.stages.generation.generate import generate
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.settings.generation_settings import GenerationSettings

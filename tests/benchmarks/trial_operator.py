@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hkdpipe.manifests.archive.reader import Archive, open_archive
 from hkdpipe.manifests.ground import rng
-from hkdpipe.stages.evaluation.distribution import quantised
+from hkdpipe.stages.evaluation.seen import quantised
 from hkdpipe.trainer.images.image_sets import load_images
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.registry import load_model

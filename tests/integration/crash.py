@@ -42,13 +42,13 @@ from hkdpipe.stages.evaluation import (
     evaluate,
     evaluation_pictures,
     feature_parts,
-    match,
-    speed,
 )
+from hkdpipe.stages.evaluation.metrics import speed
 from hkdpipe.stages.generation import generate
 from hkdpipe.stages.teachers import train_teacher
 from hkdpipe.stages.training import metrics_log, train
 from hkdpipe.trainer.loop import checkpoint, training_loop
+from hkdpipe.trainer.losses import perceptual
 from hkdpipe.trainer.methods import student
 
 # The stages import these when they first need them.
@@ -110,7 +110,7 @@ POINTS: dict[str, list[Point]] = {
         ("part", feature_parts, "write_atomic"),
         ("teacher", context, "sample_trajectory"),
         ("picture", evaluation_pictures, "save_png"),
-        ("match", match, "normalised_difference"),
+        ("match", perceptual, "normalised_difference"),
         ("speed", speed, "_seconds"),
         ("row", distribution, "write_json"),
         ("table", evaluate, "write_atomic"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tiny import TEACHER_TRAINING, WORK, Inputs, whole
 
 from hkdpipe.manifests.ground import rng
-from hkdpipe.stages.evaluation.distribution import quantised
+from hkdpipe.stages.evaluation.seen import quantised
 from hkdpipe.stages.teachers.train_teacher import train_teacher
 from hkdpipe.trainer.images.image_sets import load_digits
 from hkdpipe.trainer.methods.hkd.hkd import HKD

@@ -15,7 +15,8 @@ from test_killed_at_random import content
 from tiny import KOOPMAN, TRAINING, Inputs, evaluate_tiny, settings, train_teacher_tiny, train_tiny, whole
 
 from hkdpipe.manifests.ground.errors import InUseError
-from hkdpipe.stages.evaluation import distribution, evaluate, evaluation_pictures, speed
+from hkdpipe.stages.evaluation import distribution, evaluate, evaluation_pictures
+from hkdpipe.stages.evaluation.metrics import fd, speed
 from hkdpipe.stages.teachers import train_teacher
 from hkdpipe.trainer.loop import training_loop
 from hkdpipe.trainer.methods.hkd.hkd import HKD
@@ -57,7 +58,7 @@ def take_over_at(
         (train_teacher_tiny, (4, training_loop, "save_checkpoint")),
         (train_teacher_tiny, (1, train_teacher, "asdict")),  # the export
         (evaluate_tiny, (5, distribution, "quantised")),  # features
-        (evaluate_tiny, (1, distribution, "frechet_distance")),  # a row
+        (evaluate_tiny, (1, fd, "frechet_distance")),  # a row
         (evaluate_tiny, (1, evaluation_pictures, "beside")),  # the samples
         (evaluate_tiny, (1, evaluation_pictures, "strip")),
         (evaluate_tiny, (4, speed, "_seconds")),  # the tables

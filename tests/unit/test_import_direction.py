@@ -43,11 +43,8 @@ NOT_YET = {
     "trainer/loop",
     "trainer/losses",
     "trainer/methods",
-    "trainer/metrics",
     "trainer/settings",
-    "stages/evaluation",
     "stages/preflight.py",
-    "stages/reports",
     "stages/settings",
     "stages/training",
 }

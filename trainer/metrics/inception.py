@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hkdpipe.manifests.ground.errors import InputError, UsageError, first_line
+from hkdpipe.manifests.ground.errors import InputError, Name, WrongValue, first_line
 
 VARIABLE = "HKDPIPE_INCEPTION"
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -41,9 +41,9 @@ def inception_file(setting: str) -> Path:
     """The weights' file: `setting`, or what the environment names. UsageError where neither does."""
     named = setting or os.environ.get(VARIABLE, "")
     if not named:
-        raise UsageError(
-            f"evaluation.inception: not set, and nor is {VARIABLE}; accepted: the path of {FILE} "
-            "(of torch-fidelity's releases)"
+        raise WrongValue(
+            Name("inception"),
+            f": not set, and nor is {VARIABLE}; accepted: the path of {FILE} (of torch-fidelity's releases)",
         )
     return Path(named)
 

@@ -213,8 +213,8 @@ def _tables(
 ) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
     """Title, header and rows of each."""
     from hkdpipe.stages.reports.comparison_tables import columns
-    from hkdpipe.trainer.metrics.feature_networks import METRICS
+    from hkdpipe.trainer.metrics.feature_spaces import SPACES
 
-    metric = METRICS[comparison.base.evaluation.features]
+    metric = SPACES[comparison.base.evaluation.features].metric
     for equal in comparison.settings.equal:
         yield _TITLES[equal], *columns([line for line in lines if line.equal == equal], metric)

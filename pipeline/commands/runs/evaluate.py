@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -75,13 +76,14 @@ def command(
         place("--archive", archive, None)
     with opened(given, first=first_process()) as (run, config), working(device, quiet) as work:
         folder = place("--out", out, run.evaluation if run else None)
+        export = run.export if run else folder / "export"
         summary = stages.evaluate(
             config,
             place("--archive", archive, run.trajectories if run else None),
             place("--checkpoint", checkpoint, run.checkpoints if run else None),
             folder,
-            run.export if run else folder / "export",
+            export,
             work,
             run,
         )
-        report(summary, quiet, as_json)
+        report(replace(summary, next_commands=(stages.sampling_command(str(export)),)), quiet, as_json)

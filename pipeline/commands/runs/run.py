@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +72,7 @@ def command(given: Given, device: str, quiet: bool, as_json: bool) -> None:
             replace(
                 evaluation,
                 next_commands=(
-                    f"hkdpipe sample --model {shlex.quote(str(run.export))} --count 64 --out samples",
+                    stages.sampling_command(str(run.export)),
                     next_command("status", run),
                 ),
             )

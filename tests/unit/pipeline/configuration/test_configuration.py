@@ -21,6 +21,7 @@ from hkdpipe.pipeline.configuration.config import (
     validate_run,
 )
 from hkdpipe.pipeline.explain import describe, explain
+from hkdpipe.pipeline.wording import worded
 
 KEYS = [(name, field) for name, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
 IDS = [f"{name}.{field.name}" for name, field in KEYS]
@@ -168,7 +169,7 @@ def test_toml_values(text: str, value: Any) -> None:
 def test_refused_overrides(override: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(None, None, None, [override])
-    assert str(caught.value) == message
+    assert worded(caught.value, None) == message
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hkdpipe.stages.evaluation.distribution import _bootstrap
+from hkdpipe.stages.evaluation.metrics.fd import bootstrap
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.trainer.metrics.frechet_distance import statistics
 
@@ -21,7 +21,7 @@ def spread(features: NDArray[np.float32], target: Any, blocks: int, **settings: 
     context: Any = SimpleNamespace(
         settings=EvaluationSettings(samples=COUNT, **settings), check_stop=lambda: None
     )
-    return _bootstrap(context, lambda: iter(np.array_split(features, blocks)), target)
+    return bootstrap(context, lambda: iter(np.array_split(features, blocks)), target)
 
 
 def test_spread_of_a_shifted_normal_distribution() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hkdpipe.manifests.ground.errors import InputError, UsageError
 from hkdpipe.stages.evaluation.context import Context
 from hkdpipe.stages.evaluation.distribution import subjects
-from hkdpipe.stages.evaluation.match import match_to_teacher
+from hkdpipe.stages.evaluation.metrics.match import match_to_teacher
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.shared.reporting import Silent
 from hkdpipe.trainer.losses.perceptual import perceptual_distance
@@ -80,13 +80,13 @@ def test_errors_deviation_and_variance_are_those_of_known_offsets() -> None:
     offsets = [0.5, 0.25, -0.1, 0.05]
     student = Off(torch.from_numpy(stored[:, -1]), dict(zip(SIGMAS, offsets, strict=False)))
     found = match_to_teacher(context(student, stored))
-    assert [row["state"] for row in found.rows] == [0, 1, 2, 3]
-    for row, offset in zip(found.rows, offsets, strict=True):
+    assert [row["state"] for row in found["match"]] == [0, 1, 2, 3]
+    for row, offset in zip(found["match"], offsets, strict=True):
         assert row["mse"] == pytest.approx(offset**2, rel=1e-4)
         assert row["psnr"] == pytest.approx(20 * math.log10(2 / abs(offset)), rel=1e-4)
         assert row["deviation"] == pytest.approx((offset - 0.5) ** 2, rel=1e-4)
         assert row.keys() == {"state", "sigma", "mse", "psnr", "deviation"}
-    assert found.consistency == {"variance": pytest.approx(np.var(offsets), rel=1e-4)}
+    assert found["consistency"] == {"variance": pytest.approx(np.var(offsets), rel=1e-4)}
 
 
 def test_from_the_start_alone_there_is_nothing_to_be_consistent_with() -> None:
@@ -94,8 +94,8 @@ def test_from_the_start_alone_there_is_nothing_to_be_consistent_with() -> None:
     student = Off(torch.from_numpy(stored[:, -1]), {80.0: 0.5})
     student.between = False
     found = match_to_teacher(context(student, stored))
-    assert [row.keys() for row in found.rows] == [{"state", "sigma", "mse", "psnr"}]
-    assert found.consistency == {}
+    assert [row.keys() for row in found["match"]] == [{"state", "sigma", "mse", "psnr"}]
+    assert found["consistency"] == {}
 
 
 @pytest.fixture
@@ -120,18 +120,18 @@ def test_with_a_set_to_zero_it_is_as_a_student_without_operators(students: tuple
     stored = states(3)
     with_operator, without = (match_to_teacher(context(student, stored)) for student in students)
     names = ("mse", "psnr", "perceptual", "deviation")
-    for row, other in zip(with_operator.rows, without.rows, strict=True):
+    for row, other in zip(with_operator["match"], without["match"], strict=True):
         assert [row[f"{name}_without_evolution"] for name in names] == [other[name] for name in names]
         if row["state"] < 3:
             assert row["mse"] != other["mse"]
         assert other.keys() == {"state", "sigma", *names}
-    assert with_operator.consistency["variance_without_evolution"] == without.consistency["variance"]
-    assert without.consistency.keys() == {"variance"}
+    assert with_operator["consistency"]["variance_without_evolution"] == without["consistency"]["variance"]
+    assert without["consistency"].keys() == {"variance"}
 
 
 def test_every_state_but_the_last_has_a_skill_of_each_level(students: tuple[HKD, HKD]) -> None:
     stored = states(3)
-    rows = match_to_teacher(context(students[0], stored)).rows
+    rows = match_to_teacher(context(students[0], stored))["match"]
     expected = koopman_skill(students[0], torch.from_numpy(stored[:, :-1]), SIGMAS[:-1])
     for level in (8, 4):
         assert [row[f"skill_{level}"] for row in rows[:-1]] == expected[level]
@@ -144,7 +144,7 @@ def test_lpips_is_measured_where_its_file_is_at_hand(
 ) -> None:
     stored = states(2)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert "lpips" not in match_to_teacher(context(students[1], stored)).rows[0]
+    assert "lpips" not in match_to_teacher(context(students[1], stored))["match"][0]
     with torch.device("meta"):
         names = torchvision.models.alexnet(weights=None).state_dict()
     weights = {
@@ -155,7 +155,7 @@ def test_lpips_is_measured_where_its_file_is_at_hand(
     file.parent.mkdir()
     torch.save(weights, file)
     cached, named = (
-        match_to_teacher(context(students[1], stored, lpips=name)).rows for name in ("", str(file))
+        match_to_teacher(context(students[1], stored, lpips=name))["match"] for name in ("", str(file))
     )
     distance = perceptual_distance("alex", str(file), 1, CPU)
     assert distance is not None
@@ -171,15 +171,13 @@ def test_a_named_lpips_file_that_is_missing_is_one_line(students: tuple[HKD, HKD
 
 
 def test_distance_without_evolution_needs_the_distance() -> None:
-    with pytest.raises(UsageError, match=r"^evaluation\.metrics: .*beside 'fd'$"):
+    with pytest.raises(UsageError, match=r"^metrics: .*beside 'fd'$"):
         dataclasses.replace(EvaluationSettings(), metrics=("fd_without_evolution", "speed"))
 
 
 @pytest.mark.parametrize("paths", [("student",), ("runs/a", "runs/b", "runs/a")])
 def test_every_row_has_a_name_of_its_own(paths: tuple[str, ...]) -> None:
-    with pytest.raises(
-        UsageError, match=rf"^evaluation\.compared: '{paths[0]}' .* two rows; accepted: .*'./student'"
-    ):
+    with pytest.raises(UsageError, match=rf"^compared: '{paths[0]}' .* two rows; accepted: .*'./student'"):
         EvaluationSettings(compared=paths)
 
 

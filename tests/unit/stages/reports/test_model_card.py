@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+import hkdpipe
 from hkdpipe.stages.reports.model_card import model_card
-from hkdpipe.trainer.methods import registry
 
 MODEL: dict[str, Any] = {"method": "hkd", "architecture": {"img_channels": 3, "img_resolution": 32}}
 
@@ -48,7 +48,7 @@ def test_the_program_that_samples_runs(tmp_path: Path, monkeypatch: pytest.Monke
         def sample(self, noise: Tensor, labels: Tensor | None = None) -> list[Any]:
             return [tuple(noise.shape), None if labels is None else labels.argmax(dim=1).tolist()]
 
-    monkeypatch.setattr(registry, "load_model", lambda folder: Sampled())
+    monkeypatch.setattr(hkdpipe, "load_model", lambda folder: Sampled(), raising=False)
     conditional = MODEL | {"architecture": {**MODEL["architecture"], "label_dim": 5}}
     for text, classes in ((card(), None), (card(model=conditional, classes=[4, 3]), [3] * 16)):
         found: dict[str, Any] = {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from hkdpipe.stages.evaluation.distribution import quantised
+from hkdpipe.stages.evaluation.seen import quantised
 from hkdpipe.stages.shared.picture_grids import (
     CAPTION,
     GAP,

@@ -51,7 +51,7 @@ def test_features_of_the_metric() -> None:
     metric = load_classifier("digits-classifier-metric")
     assert torch.equal(features, metric.embed(images / 127.5 - 1))
     torch.testing.assert_close(logits, metric(images / 127.5 - 1))
-    assert (network.metric, network.judges) == ("fd_digits", True)
+    assert (network.space.metric, network.space.judges) == ("fd_digits", True)
     assert network.sha256 == sha256_file(asset("digits-classifier-metric") / "model.safetensors")
 
 

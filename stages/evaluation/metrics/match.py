@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from hkdpipe.stages.evaluation.by_class import match_rows
+from hkdpipe.stages.settings.metrics import Column, Metric, Row, register
 
-from hkdpipe.stages.evaluation.by_class import Row, match_rows
-from hkdpipe.stages.evaluation.context import Context
-from hkdpipe.trainer.losses.perceptual import Distance, lpips_at_hand, normalised_difference
-from hkdpipe.trainer.methods.student import Student
-from hkdpipe.trainer.metrics.digits_classifier import DIGITS, load_classifier
-from hkdpipe.trainer.whitebox.koopman_skill import (
-    WITHOUT_EVOLUTION,
-    has_operator,
-    koopman_skill,
-    without_evolution,
-)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-MATCHED = 256  # held-out trajectories the match is measured on
+    from hkdpipe.stages.evaluation.context import Context
+    from hkdpipe.trainer.losses.perceptual import Distance
+    from hkdpipe.trainer.methods.student import Student
 
 
-@dataclass(frozen=True)
-class Match:
-    """What was measured of one-step images from the stored states of held-out trajectories."""
-
-    rows: list[Row] = field(default_factory=list)
-    """One for each state: errors against the trajectories' ends, `deviation` from the image decoded from the
-    start, and skill_H, the Koopman skill of the level whose tensors are H pixels high."""
-    by_class: list[Row] = field(default_factory=list)
-    """Of a conditional teacher: the error from the start for each class."""
-    consistency: Row = field(default_factory=dict)
-    """`variance` of the images decoded from one trajectory's states, over the states."""
-
-
-def match_to_teacher(context: Context) -> Match:
+def match_to_teacher(context: Context) -> dict[str, Any]:
     """How well the student maps the stored states of held-out trajectories to their end, with its operators
-    and with A = 0, and how alike the images are that it makes of one trajectory."""
+    and with A = 0, and how alike the images are that it makes of one trajectory.
+
+    `match`: a row for each state: errors against the trajectories' ends, `deviation` from the image decoded
+    from the start, and skill_H, the Koopman skill of the level whose tensors are H pixels high.
+    `consistency`: the `variance` of the images decoded from one trajectory's states, over the states.
+    `per_class`, of a conditional teacher: the error from the start for each class.
+    """
+    import torch
+
+    from hkdpipe.trainer.whitebox.koopman_skill import (
+        WITHOUT_EVOLUTION,
+        has_operator,
+        koopman_skill,
+        without_evolution,
+    )
+
     sigmas = context.archive.sigmas
-    held_out = range(min(MATCHED, context.validation))
+    held_out = range(min(context.settings.matched, context.validation))
     stored = context.archive.read(held_out, range(len(sigmas)))
     states = torch.from_numpy(stored).float().to(context.device)
     ends = states[:, -1]
@@ -83,9 +78,8 @@ def match_to_teacher(context: Context) -> Match:
             # The last state has none: it is what the others are led to.
             for row, value in zip(rows, values, strict=False):
                 row[f"skill_{level}"] = value
-    return Match(
-        rows, by_class, {f"variance{suffix}": found.variance for suffix, found in over_states.items()}
-    )
+    variances = {f"variance{suffix}": found.variance for suffix, found in over_states.items()}
+    return {"match": rows, "consistency": variances, "per_class": by_class}
 
 
 class _OverStates:
@@ -99,7 +93,7 @@ class _OverStates:
         exact = images.double()
         if not self._count:
             self._first = exact
-            self._sum = self._squares = torch.zeros_like(exact)
+            self._sum = self._squares = exact.new_zeros(exact.shape)
         deviation = exact - self._first
         self._count += 1
         self._sum = self._sum + deviation
@@ -115,6 +109,9 @@ class _OverStates:
 def _perceptual(context: Context) -> dict[str, Distance]:
     """Distances that are not the loss's: of digits in the features of the metric's classifier, and LPIPS
     where its weights are at hand."""
+    from hkdpipe.trainer.losses.perceptual import lpips_at_hand, normalised_difference
+    from hkdpipe.trainer.metrics.digits_classifier import DIGITS, load_classifier
+
     found: dict[str, Distance] = {}
     if context.student.image_shape in DIGITS:
         layers = load_classifier("digits-classifier-metric").to(context.device).features
@@ -123,3 +120,63 @@ def _perceptual(context: Context) -> dict[str, Distance]:
     if lpips is not None and context.student.image_shape[0] in (1, 3):
         found["lpips"] = lpips
     return found
+
+
+def _curve(name: str, title: str) -> Column:
+    return Column(name, title, better="lower", shown=("curve",), label=_student)
+
+
+def _student(ending: str) -> str:
+    return "student with A = 0" if ending else "student"
+
+
+register(
+    Metric(
+        "match",
+        "match to the teacher on held-out trajectories",
+        needs=("trajectories",),
+        columns=(
+            Column("state", type=int),
+            Column("sigma", shown=("noise level",)),
+            Column(
+                "psnr",
+                "PSNR to the teacher",
+                "{:.1f}",
+                "dB",
+                "higher",
+                ("key figure",),
+                "same noise, held out",
+            ),
+            Column("psnr_*"),
+            _curve("mse*", "Mean squared error against the end"),
+            _curve("perceptual*", "Perceptual distance to the end"),
+            _curve("lpips*", "LPIPS to the end"),
+            _curve("deviation*", "Mean squared deviation from the image decoded from the start"),
+            Column(
+                "skill_*",
+                "Koopman skill by level: 1 is exact, 0 is no evolution",
+                better="higher",
+                shown=("curve",),
+                label="{0}×{0}".format,
+            ),
+            Column(
+                "skill_*",
+                "Koopman skill",
+                "{:.2f}",
+                shown=("key figure",),
+                note="from the start, coarsest level",
+            ),
+            Column(
+                "variance*",
+                "Variance over the states of a trajectory, mean over pixels",
+                "{:.2e}",
+                label=_student,
+            ),
+        ),
+        tables=match_to_teacher,
+        empty={"match": [], "consistency": {}},
+        section="Along the trajectory",
+        text="What the student makes in one step of every stored state of held-out trajectories, compared "
+        "with their ends. The curves begin at noise and end nearly at the image.",
+    )
+)

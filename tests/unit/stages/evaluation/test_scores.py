@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hkdpipe.trainer.metrics.scores import inception_score, kernel_distance, precision_recall
+from hkdpipe.stages.evaluation.metrics.inception_score import inception_score
+from hkdpipe.stages.evaluation.metrics.kid import kernel_distance
+from hkdpipe.stages.evaluation.metrics.precision_recall import precision_recall
 
 RANDOM = np.random.default_rng(0)
 MADE = RANDOM.normal(0.5, 1, size=(40, 6)).astype(np.float32)

@@ -1,0 +1,62 @@
+"""KID (Binkowski et al. 2018), as torch-fidelity computes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkdpipe.stages.settings.metrics import Column, Metric, register
+
+if TYPE_CHECKING:
+    from hkdpipe.stages.evaluation.seen import Seen
+
+
+def kernel_distance(
+    made: NDArray[np.float32], real: NDArray[np.float32], subsets: int = 100, subset_size: int = 1000
+) -> dict[str, float]:
+    """The unbiased squared MMD with the kernel (x.y/d + 1)^3 of features (N, d).
+
+    `kid` is the mean over pairs of random subsets, `kid_std` their standard deviation. They hold
+    `kid_subset_size` each: `subset_size`, or all of the smaller side.
+    """
+    import torch
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    size = min(subset_size, len(made), len(real))
+    found = kid_features_to_metric(
+        torch.from_numpy(made),
+        torch.from_numpy(real),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        verbose=False,
+    )
+    return {
+        "kid": found["kernel_inception_distance_mean"],
+        "kid_std": found["kernel_inception_distance_std"],
+        "kid_subset_size": size,
+    }
+
+
+def _measure(seen: Seen) -> dict[str, float]:
+    settings = seen.context.settings
+    real = seen.target.all_features
+    return kernel_distance(seen.features, real, settings.kid_subsets, settings.kid_subset_size)
+
+
+register(
+    Metric(
+        "kid",
+        "kernel distance",
+        needs=("features", "reference features"),
+        columns=(
+            Column("kid", "KID", "{:.5f}", better="lower", shown=("table",)),
+            Column("kid_std"),
+            Column("kid_subset_size", type=int),
+        ),
+        settings=("kid_subsets", "kid_subset_size"),
+        row=_measure,
+        text="KID: the squared maximum mean discrepancy of the same features, with a cubic kernel.",
+    )
+)
