@@ -1,7 +1,7 @@
 """report.html: an evaluation as one page that needs no network and runs no script.
 
 It is made from what lies in the evaluation's folder alone, so that any command that adds to the folder can
-make it again.
+make it again. Its words and elements are in the templates beside this file.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from PIL import Image
@@ -21,9 +20,13 @@ from PIL import Image
 from hkdpipe.manifests.ground.atomic_files import read_json, write_atomic
 from hkdpipe.manifests.ground.errors import InputError
 from hkdpipe.manifests.ground.sections import flat
-from hkdpipe.stages.reports.curves import Curve, chart, swatch
+from hkdpipe.stages.reports.curves import STYLES, Curve, chart
+from hkdpipe.stages.reports.published import PUBLISHED
+from hkdpipe.stages.reports.templates import template
+from hkdpipe.stages.settings.metrics import Metric, metrics, table_metrics
 from hkdpipe.stages.shared.picture_grids import apart
 from hkdpipe.stages.shared.reporting import duration
+from hkdpipe.trainer.metrics.feature_spaces import SPACES
 from hkdpipe.trainer.whitebox.koopman_skill import WITHOUT_EVOLUTION
 
 REPORT = "report.html"
@@ -31,223 +34,180 @@ ANALYSIS = Path("analysis") / "analysis.json"
 """What another command found out: `title`, and `sections` with `title`, `text`, `pictures` (`file`, `alt`)
 and `tables` (`title`, `file`: a .csv), files by their names in the same folder."""
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif", ".webp": "image/webp"}
-_STYLES = ("first", "second", "third", "fourth")
-_SCORES = {
-    "kid": ("KID", "{:.5f}"),
-    "inception_score": ("Inception score", "{:.2f}"),
-    "precision": ("precision", "{:.3f}"),
-    "recall": ("recall", "{:.3f}"),
-    "confident": ("p > 0.9", "{:.1%}"),
-    "as_asked": ("as asked", "{:.1%}"),
-}
-_METRICS = {
-    "fid": "FID: the Fréchet distance in the features of the reference Inception-v3; lower is better.",
-    "fd_digits": "fd_digits: the Fréchet distance in the features of a small classifier of digits; lower is "
-    "better. It is not FID and compares with nothing but itself.",
-}
+_COMMON = {"format", "version", "method", "architecture"}  # of every model; the rest is its method's
 Row = Mapping[str, Any]
 
 
-def write_report(folder: Path, metrics: Row) -> None:
-    """Write `folder`/report.html from an evaluation's `metrics` (metrics.json) and the files beside it.
+@dataclass(frozen=True)
+class Table:
+    header: Sequence[str]
+    body: Sequence[Sequence[str]]
+    caption: str = ""
+    marked: str = ""
+    """The first cell of rows that stand out."""
+
+
+def write_report(folder: Path, results: Row) -> None:
+    """Write `folder`/report.html from an evaluation's `results` (metrics.json) and the files beside it.
 
     InputError where what an analysis left in the folder cannot be read.
     """
-    rows = metrics["rows"]
-    sections = [
-        _section("Distance to the reference", _distribution(metrics)) if rows else "",
-        _samples(folder, metrics),
-        _trajectories(folder, metrics),
-        _analysis(folder, metrics.get("export")),
-        _section("Cost", _cost(metrics["speed"])) if metrics["speed"] else "",
-        _section("By class", _by_class(metrics)) if metrics["per_class"] else "",
-        _section("Configuration", _configuration(metrics)),
-        _section("Provenance", _provenance(metrics)),
-    ]
-    title = _title(metrics)
-    page = Template((Path(__file__).with_name(REPORT)).read_text(encoding="utf-8"))
-    body = "\n".join([_header(title, metrics), *filter(None, sections)])
-    write_atomic(folder / REPORT, page.substitute(title=escape(title), body=body).encode())
-
-
-# Sections
-
-
-def _title(metrics: Row) -> str:
-    arch = metrics["model"]["architecture"]
-    side = arch["img_resolution"]
-    return f"One-step generator of {side}×{side} images"
-
-
-def _header(title: str, metrics: Row) -> str:
-    teacher, model, seen = metrics["teacher"], metrics["model"], metrics["checkpoint"]["seen"]
-    about = f"Method {model['method']}; teacher {teacher['source']}"
-    if teacher["dataset"] and teacher["dataset"] != teacher["source"]:
-        about += f", trained on {teacher['dataset']}"
-    return (
-        f'<header><p class="eyebrow">hkdpipe, evaluation of {escape(metrics["finished"][:10])}</p>'
-        f"<h1>{escape(title)}</h1>"
-        f'<p class="soft">{escape(about)}. {seen:,} trajectories seen in training.</p>'
-        f'<dl class="key">{"".join(_key_figures(metrics))}</dl></header>'
+    teacher, model = results["teacher"], results["model"]
+    side = model["architecture"]["img_resolution"]
+    dataset = teacher["dataset"] if teacher["dataset"] != teacher["source"] else ""
+    page = template(REPORT).render(
+        title=f"One-step generator of {side}×{side} images",
+        finished=results["finished"][:10],
+        about=f"Method {model['method']}; teacher {teacher['source']}"
+        + (f", trained on {dataset}" if dataset else "")
+        + f". {results['checkpoint']['seen']:,} trajectories seen in training.",
+        key_figures=[*_key_figures(results)],
+        distances=_distances(results) if results["rows"] else None,
+        samples=_samples(folder / "samples.png", results),
+        strip=_strip(folder / "strip.png"),
+        measured=[_section(metric, results) for metric in table_metrics() if results.get(metric.name)],
+        analysis=_analysis(folder, results.get("export")),
+        per_class=_numbers(results["per_class"]) if results["per_class"] else None,
+        configuration={
+            "Evaluation": _facts(flat(results["settings"])),
+            "Method": _facts(flat({key: value for key, value in model.items() if key not in _COMMON})),
+            "Network": _facts(flat(model["architecture"])),
+            "Archive": _facts(flat(results["archive"])),
+        },
+        provenance=_provenance(results),
     )
+    write_atomic(folder / REPORT, page.encode())
 
 
-def _key_figures(metrics: Row) -> Iterable[str]:
-    def figure(name: str, value: str, more: str) -> str:
-        return f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
-
-    metric = metrics["metric"]
-    for row in metrics["rows"]:
-        known = row["name"] in ("student", "teacher") and row["nfe"] in (1, metrics["teacher"]["nfe"])
-        if known and metric in row:
-            yield figure(f"{metric}, {row['name']}", f"{row[metric]:.2f}", _evaluations(row["nfe"]))
-    latency = {row["name"]: _milliseconds(row["ms_per_image_batch_1"]) for row in metrics["speed"]}
-    if latency:
-        yield figure("latency, one image", latency["student"], f"teacher: {latency['teacher']}")
-    if metrics["match"]:
-        start = metrics["match"][0]
-        yield figure("PSNR to the teacher", f"{start['psnr']:.1f} dB", "same noise, held out")
-        if skills := _skills(metrics["match"]):
-            yield figure("Koopman skill", f"{start[skills[-1]]:.2f}", "from the start, coarsest level")
-
-
-def _distribution(metrics: Row) -> str:
-    metric, rows = metrics["metric"], metrics["rows"]
-    scores = [name for name in _SCORES if any(name in row for row in rows)]
-    header = ["", metric, "evaluations", *(_SCORES[name][0] for name in scores), "images"]
-    body = []
-    for row in rows:
-        distance = f"{row[metric]:.2f}" if metric in row else "–"
-        if f"{metric}_std" in row:
-            distance += f" ± {row[f'{metric}_std']:.2f}"
-        said = [_SCORES[name][1].format(row[name]) if name in row else "–" for name in scores]
-        body.append([row["name"], distance, str(row["nfe"] or "–"), *said, f"{row['samples']:,}"])
-    text = _METRICS[metric]
-    if any(f"{metric}_std" in row for row in rows):
-        text += " “±” is the standard deviation over images redrawn with replacement."
-    parts = f"<p>{escape(text)}</p>"
-    parts += _table("Measured here", header, body, marked=rows[0]["name"])
-    if metrics["published"]:
-        papers = [[r["name"], f"{r['fid']:.2f}", f"{r['nfe']:,}", r["source"]] for r in metrics["published"]]
-        parts += _table(
-            "Published, for this data set: not measured here, and with other weights, noise and code",
-            ["", "FID", "evaluations", "source"],
-            papers,
-        )
-    return parts
+def _key_figures(results: Row) -> Iterable[dict[str, str]]:
+    whole = ("teacher", results["teacher"]["nfe"])
+    for metric in metrics().values():
+        for column in metric.shown("key figure"):
+            if metric.row:
+                for row in results["rows"]:
+                    if column.name in row and (
+                        row["name"] == "student" or (row["name"], row["nfe"]) == whole
+                    ):
+                        value = replace(column, spread="").said(row)
+                        note = f"{row['nfe']} network evaluation{'s'[: row['nfe'] > 1]}"
+                        yield {"name": f"{column.title}, {row['name']}", "value": value, "note": note}
+            elif rows := results.get(metric.name):
+                for found in [*column.found(rows[:1]).values()][-1:]:
+                    others = [f"{row['name']}: {found.said(row)}" for row in rows[1:] if "name" in row]
+                    note = column.note or "; ".join(others)
+                    yield {"name": found.title, "value": found.said(rows[0]), "note": note}
 
 
-def _samples(folder: Path, metrics: Row) -> str:
-    path = folder / "samples.png"
+def _distances(results: Row) -> dict[str, Any]:
+    rows = results["rows"]
+    of_rows = [metric for metric in metrics().values() if metric.row]
+    shown = [column for metric in of_rows for column in metric.shown("table") if column.found(rows)]
+    texts = [metric.text for metric in of_rows if {*shown} & {*metric.columns}]
+    texts += [space.about for space in SPACES.values() if any(space.metric in row for row in rows)]
+    if any(column.spread in row for column in shown for row in rows):
+        texts.append("“±” is the standard deviation over images redrawn with replacement.")
+    header = ["", "evaluations", *(column.heading for column in shown), "images"]
+    body = [
+        [row["name"], str(row["nfe"] or "–"), *(column.said(row) for column in shown), f"{row['samples']:,}"]
+        for row in rows
+    ]
+    tables = [Table(header, body, "Measured here", rows[0]["name"])]
+    if results["published"]:
+        papers = [
+            [r["name"], f"{r['nfe']:,}", f"{r[PUBLISHED]:.2f}", r["source"]] for r in results["published"]
+        ]
+        caption = "Published, for this data set: not measured here, and with other weights, noise and code"
+        tables.append(Table(["", "evaluations", "FID", "source"], papers, caption))
+    return {"text": " ".join(filter(None, texts)), "tables": tables}
+
+
+def _samples(path: Path, results: Row) -> list[dict[str, str]]:
     if not path.is_file():
-        return ""
+        return []
     with Image.open(path) as picture:
         student, teacher = apart(picture, 2)
-    nfe = metrics["teacher"]["nfe"]
-    order = ", by class" if metrics["archive"]["classes"] else ""
-    figures = [
-        (student, "One-step samples of the student", f"Student, 1 network evaluation{order}"),
-        (
-            teacher,
-            "Samples of the teacher from the same noise",
-            f"Teacher, {nfe} evaluations, the same noise{order}",
-        ),
+    nfe, order = results["teacher"]["nfe"], ", by class" if results["archive"]["classes"] else ""
+    return [
+        {
+            "source": _png(student),
+            "alt": "One-step samples of the student",
+            "caption": f"Student, 1 network evaluation{order}",
+        },
+        {
+            "source": _png(teacher),
+            "alt": "Samples of the teacher from the same noise",
+            "caption": f"Teacher, {nfe} evaluations, the same noise{order}",
+        },
     ]
-    plates = "".join(_figure(_png(part), alt, caption) for part, alt, caption in figures)
-    return _section("Samples", f'<div class="plates">{plates}</div>')
 
 
-def _trajectories(folder: Path, metrics: Row) -> str:
-    rows, parts = metrics["match"], []
-    if len(rows) > 1:
-        parts.append(
-            "<p>What the student makes in one step of every stored state of held-out trajectories, compared "
-            "with their ends. The curves begin at noise and end nearly at the image.</p>"
-        )
-        parts.append(f'<div class="charts">{"".join(_charts(rows))}</div>')
-        variance = metrics["consistency"]
-        if variance:
-            text = f"Variance over the states of a trajectory, mean over pixels: {variance['variance']:.2e}"
-            if f"variance{WITHOUT_EVOLUTION}" in variance:
-                text += f"; with A = 0: {variance[f'variance{WITHOUT_EVOLUTION}']:.2e}"
-            parts.append(f'<p class="soft">{text}.</p>')
-    if rows:
-        header = list(dict.fromkeys(name for row in rows for name in row))
-        body = [[_number(row.get(name)) for name in header] for row in rows]
-        names = [_in_words(name) for name in header]
-        parts.append(_folded("All numbers by stored state", _table("", names, body)))
-    path = folder / "strip.png"
-    if path.is_file():
-        text = "Stored states of trajectories, and under each what the student makes of it in one step"
-        with Image.open(path) as strip:
-            size = f'width="{strip.width}" height="{strip.height}"'
-        picture = f'<img src="{_data_uri(path)}" alt="{text}" {size}>'
-        parts.append(f"<h3>Trajectories</h3>{_scrolling(text, picture)}")
-        parts.append(
-            '<p class="soft">Above each column its noise level σ; states are shown divided by max(1, σ).</p>'
-        )
-    return _section("Along the trajectory", "".join(parts)) if parts else ""
+def _strip(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    with Image.open(path) as strip:
+        width, height = strip.size
+    return {"source": _data_uri(path), "width": width, "height": height}
 
 
-def _charts(rows: Sequence[Row]) -> Iterable[str]:
-    sigmas = [row["sigma"] for row in rows]
-
-    def curve(column: str, name: str, style: str) -> Curve:
-        return Curve(name, [row.get(column) for row in rows], style)
-
-    def figure(title: str, curves: Sequence[Curve]) -> str:
-        names = (
-            "".join(f"<li>{swatch(c.style)}{escape(c.name)}</li>" for c in curves) if len(curves) > 1 else ""
-        )
-        legend = f'<ul class="legend">{names}</ul>' if names else ""
-        return f"<figure><h3>{escape(title)}</h3>{legend}{chart(title, sigmas, curves)}</figure>"
-
-    for column, title in (
-        ("mse", "Mean squared error against the end"),
-        ("perceptual", "Perceptual distance to the end"),
-        ("lpips", "LPIPS to the end"),
-        ("deviation", "Mean squared deviation from the image decoded from the start"),
-    ):
-        if column in rows[0]:
-            without = column + WITHOUT_EVOLUTION
-            shown = [curve(column, "student", "first")]
-            if without in rows[0]:
-                shown.append(curve(without, "student with A = 0", "without"))
-            yield figure(title, shown)
-    if skills := _skills(rows):
-        shown = [
-            curve(name, f"{level}×{level}", _STYLES[number % len(_STYLES)])
-            for number, (name, level) in enumerate((name, name.removeprefix("skill_")) for name in skills)
-        ]
-        yield figure("Koopman skill by level: 1 is exact, 0 is no evolution", shown)
+def _section(metric: Metric, results: Row) -> dict[str, Any]:
+    """What a metric found of the student itself: curves over the noise levels, a table, notes."""
+    rows = results[metric.name]
+    shown = [found for column in metric.shown("table") for found in column.found(rows).values()]
+    body = [[row.get("name", ""), *(column.said(row) for column in shown)] for row in rows]
+    notes = []
+    for row in (results[name] for name in metric.empty if name != metric.name):
+        for column in metric.columns:
+            said = [f"{label}: {found.said(row)}" for label, found in column.found([row]).items()]
+            notes += [f"{column.title}: {'; '.join(said)}."] if said else []
+    return {
+        "title": metric.section,
+        "text": metric.text,
+        "figures": [*_figures(metric, rows)] if len(rows) > 1 else [],
+        "notes": notes,
+        "table": Table(["", *(column.heading for column in shown)], body, metric.about, "student")
+        if shown
+        else None,
+        "numbers": _numbers(rows),
+    }
 
 
-def _analysis(folder: Path, weights: str | None) -> str:
+def _figures(metric: Metric, rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
+    for axis in metric.shown("noise level"):
+        for column in metric.shown("curve"):
+            curves = [
+                Curve(label, [row.get(found.name) for row in rows], STYLES[number % len(STYLES)])
+                for number, (label, found) in enumerate(column.found(rows).items())
+            ]
+            if curves:
+                sigmas = [row[axis.name] for row in rows]
+                yield {"title": column.title, "curves": curves, "chart": chart(column.title, sigmas, curves)}
+
+
+def _analysis(folder: Path, weights: str | None) -> dict[str, Any] | None:
     """Of the export whose weights have this SHA-256."""
     path = folder / ANALYSIS
     if not path.is_file():
-        return ""
+        return None
     found = read_json(path)
     try:
-        if found.get("weights") != weights:
-            return _section(found["title"], "<p>Left out, as it is of other weights: analyze anew.</p>")
-        parts = []
-        for part in found["sections"]:
-            parts.append(f"<h3>{escape(part['title'])}</h3><p>{escape(part.get('text', ''))}</p>")
-            for picture in part.get("pictures", []):
-                alt = picture["alt"]
-                source = _data_uri(_inside(path.parent, picture["file"]))
-                parts.append(_scrolling(alt, f'<img class="plot" src="{source}" alt="{escape(alt)}">'))
-                parts.append(f'<p class="soft">{escape(alt)}.</p>')
-            for table in part.get("tables", []):
-                with _inside(path.parent, table["file"]).open(encoding="utf-8", newline="") as file:
-                    header, *body = csv.reader(file)
-                parts.append(_folded(table["title"], _table("", header, body)))
-        return _section(found["title"], "".join(parts))
+        current = found.get("weights") == weights
+        parts = [_analysed(path.parent, part) for part in found["sections"]] if current else []
+        return {"title": found["title"], "current": current, "parts": parts}
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise InputError(
-            f"{path}: not what hkdpipe analyze writes ({type(error).__name__}: {error})"
-        ) from None
+        raise InputError(f"{path}: not what an analysis writes ({type(error).__name__}: {error})") from None
+
+
+def _analysed(folder: Path, part: Row) -> dict[str, Any]:
+    tables = []
+    for table in part.get("tables", []):
+        with _inside(folder, table["file"]).open(encoding="utf-8", newline="") as file:
+            header, *body = csv.reader(file)
+        tables.append({"title": table["title"], "table": Table(header, body)})
+    pictures = [
+        {"alt": picture["alt"], "source": _data_uri(_inside(folder, picture["file"]))}
+        for picture in part.get("pictures", [])
+    ]
+    return {"title": part["title"], "text": part.get("text", ""), "pictures": pictures, "tables": tables}
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -256,126 +216,35 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _cost(rows: Sequence[Row]) -> str:
-    batches = [
-        name.removeprefix("ms_per_image_batch_") for name in rows[0] if name.startswith("ms_per_image_batch_")
-    ]
-    header = ["", "evaluations", *(f"batch {batch}" for batch in batches), "images a second, at best"]
-    body = [
-        [
-            row["name"],
-            str(row["nfe"]),
-            *(_milliseconds(row[f"ms_per_image_batch_{batch}"]) for batch in batches),
-            f"{max(row[f'images_per_second_batch_{batch}'] for batch in batches):,.1f}",
-        ]
-        for row in rows
-    ]
-    return _table("Milliseconds an image, median of warm calls", header, body, marked="student")
-
-
-def _by_class(metrics: Row) -> str:
-    rows = metrics["per_class"]
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    return _table(
-        "",
-        [_in_words(name) for name in header],
-        [[_number(row.get(name)) for name in header] for row in rows],
+def _provenance(results: Row) -> dict[str, str]:
+    teacher, checkpoint = results["teacher"], results["checkpoint"]
+    hashes = {name: value for name, value in checkpoint["sha256"].items() if "optimizer" not in name}
+    return _facts(
+        {
+            "checkpoint": checkpoint["path"],
+            "weights": results["settings"]["weights"],
+            **{f"SHA-256 of {name}": value for name, value in hashes.items()},
+            "teacher": teacher["source"],
+            "SHA-256 of the teacher": teacher["sha256"],
+            "licence of the teacher": teacher["licence"] or "not stated",
+            **flat(results.get("compared", {})),
+            "device": results["device"],
+            "precision": results["precision"],
+            "software": ", ".join(f"{name} {version}" for name, version in results["software"].items()),
+            "finished": results["finished"],
+            "took": duration(results["seconds"]),
+        }
     )
-
-
-def _configuration(metrics: Row) -> str:
-    model = metrics["model"]
-    groups = {
-        "Evaluation": metrics["settings"],
-        "Method": {key: value for key, value in model.items() if key in ("koopman", "kdm", "schedule")},
-        "Network": model["architecture"],
-        "Archive": metrics["archive"],
-    }
-    return "".join(_folded(name, _facts(flat(values))) for name, values in groups.items() if values)
-
-
-def _provenance(metrics: Row) -> str:
-    teacher, checkpoint = metrics["teacher"], metrics["checkpoint"]
-    facts: dict[str, Any] = {
-        "checkpoint": checkpoint["path"],
-        "weights": metrics["settings"]["weights"],
-        **{
-            f"SHA-256 of {name}": value
-            for name, value in checkpoint["sha256"].items()
-            if "optimizer" not in name
-        },
-        "teacher": teacher["source"],
-        "SHA-256 of the teacher": teacher["sha256"],
-        "licence of the teacher": teacher["licence"] or "not stated",
-    }
-    if "compared" in metrics:
-        compared = metrics["compared"]
-        facts |= flat(compared)
-    facts |= {
-        "device": metrics["device"],
-        "precision": metrics["precision"],
-        "software": ", ".join(f"{name} {version}" for name, version in metrics["software"].items()),
-        "finished": metrics["finished"],
-        "took": duration(metrics["seconds"]),
-    }
-    return _facts(facts)
 
 
 # Pieces
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _table(caption: str, header: Sequence[str], body: Sequence[Sequence[str]], marked: str = "") -> str:
-    """A table that scrolls inside itself; the row that begins with `marked` stands out."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    lines = []
-    for first, *rest in body:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        kind = ' class="subject"' if marked and first == marked else ""
-        name = escape(first).replace(" = ", "&nbsp;=&nbsp;")
-        lines.append(f'<tr{kind}><th scope="row">{name}</th>{cells}</tr>')
-    title = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
-    table = f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return _scrolling(caption or "Table", table)
-
-
-def _scrolling(label: str, body: str) -> str:
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{body}</div>'
-
-
-def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"
-
-
-def _figure(source: str, alt: str, caption: str) -> str:
-    image = f'<img src="{source}" alt="{escape(alt)}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _facts(values: Mapping[str, Any]) -> str:
-    facts = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(_said(value))}</dd>" for name, value in values.items()
-    )
-    return f'<dl class="facts">{facts}</dl>'
-
-
-def _skills(rows: Sequence[Row]) -> list[str]:
-    return [name for name in rows[0] if name.startswith("skill_")]
-
-
-def _in_words(column: str) -> str:
-    return column.replace(WITHOUT_EVOLUTION, ", A = 0").replace("_", " ")
-
-
-def _evaluations(nfe: int) -> str:
-    return f"{nfe} network evaluation{'s'[: nfe > 1]}"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+def _numbers(rows: Sequence[Row]) -> Table:
+    """All that rows hold."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    names = [name.replace(WITHOUT_EVOLUTION, ", A = 0").replace("_", " ") for name in header]
+    return Table(names, [[_number(row.get(name)) for name in header] for row in rows])
 
 
 def _number(value: Any) -> str:
@@ -384,10 +253,15 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
-def _said(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return "–" if value in ("", None) else str(value)
+def _facts(values: Row) -> dict[str, str]:
+    """In words."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return ", ".join(map(str, value)) or "none"
+        return "–" if value in ("", None) else str(value)
+
+    return {name: said(value) for name, value in values.items()}
 
 
 def _png(picture: Image.Image) -> str:

@@ -259,6 +259,6 @@ def test_an_analysis_that_names_other_files_is_refused(
 ) -> None:
     save_png(folder / "secret.png", Image.new("RGB", (5, 5)))
     analysed(folder, pictures=[{"file": name, "alt": "x"}])
-    with pytest.raises(InputError, match=r"analysis\.json: not what hkdpipe analyze writes"):
+    with pytest.raises(InputError, match=r"analysis\.json: not what an analysis writes"):
         write_report(folder, metrics)
     assert not (folder / "report.html").exists()
