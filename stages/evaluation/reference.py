@@ -14,7 +14,7 @@ from hkdpipe.manifests.ground.errors import InputError, Name, WrongValue
 from hkdpipe.manifests.ground.sections import digest
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.shared.picture_grids import to_uint8
-from hkdpipe.trainer.images.image_sets import BUILT_IN, load_images, load_labels
+from hkdpipe.trainer.images.image_sets import formats, load_images, load_labels
 from hkdpipe.trainer.metrics.frechet_distance import Statistics, holds_statistics, read_statistics
 
 ARCHIVE = "archive"
@@ -38,7 +38,8 @@ class Reference:
 
 def check_reference(source: str) -> None:
     """Raises InputError where nothing of that name is there; what it holds is not looked at."""
-    if source not in (ARCHIVE, *BUILT_IN) and not Path(source).exists():
+    named = [ARCHIVE, *(name for form in formats() for name in form.names)]
+    if source not in named and not Path(source).exists():
         raise InputError(Name("reference", EvaluationSettings), f": {source}: missing")
 
 

@@ -19,7 +19,7 @@ from hkdpipe.manifests.ground.sections import digest, of_kind
 from hkdpipe.stages.shared.reporting import Advance, Reporter, Summary
 from hkdpipe.stages.training.metrics_log import MetricsLog
 from hkdpipe.stages.training.train import resume_in, training_folder
-from hkdpipe.trainer.images.image_sets import load_images, load_labels
+from hkdpipe.trainer.images.image_sets import formats, load_images, load_labels
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.loop.checkpoint import TrainingState
 from hkdpipe.trainer.loop.training_loop import Callbacks, LoopSettings, fit, new_state
@@ -150,8 +150,7 @@ def _classes(data: str) -> NDArray[np.int64]:
         raise InputError(
             f"{data}: no classes to train with ",
             Name("conditional"),
-            "; accepted: 'digits', a folder whose subfolders are the classes, an .npz file with an array "
-            "'labels', a .zip with EDM's dataset.json",
+            f"; accepted: {', '.join(form.words_of_classes for form in formats())}",
         )
     counts = np.bincount(classes)
     if not counts.all():

@@ -22,7 +22,8 @@ from hkdpipe.stages.settings.completion_settings import CompletionSettings
 from hkdpipe.stages.shared.reporting import Silent, Summary
 from hkdpipe.stages.whitebox.completions import colorize, inpaint
 from hkdpipe.trainer.images.colour import chroma
-from hkdpipe.trainer.images.image_sets import load_digits, load_images
+from hkdpipe.trainer.images.formats.digits import load_digits
+from hkdpipe.trainer.images.image_sets import load_images
 from hkdpipe.trainer.metrics.digits_classifier import HELD_OUT, load_classifier
 
 WORK: dict[str, Any] = {"device": torch.device("cpu"), "reporter": Silent(), "stop": lambda: False}

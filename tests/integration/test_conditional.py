@@ -19,7 +19,7 @@ from tiny import TEACHER_TRAINING, WORK, Inputs, whole
 from hkdpipe.manifests.ground import rng
 from hkdpipe.stages.evaluation.seen import quantised
 from hkdpipe.stages.teachers.train_teacher import train_teacher
-from hkdpipe.trainer.images.image_sets import load_digits
+from hkdpipe.trainer.images.formats.digits import load_digits
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.metrics.digits_classifier import load_classifier
 from hkdpipe.trainer.metrics.frechet_distance import Statistics, frechet_distance, statistics

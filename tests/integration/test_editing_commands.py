@@ -21,7 +21,8 @@ from tiny import ARCHITECTURE, make_teacher
 
 from hkdpipe.manifests.ground.rng import unit_noise
 from hkdpipe.stages.shared.picture_grids import to_uint8
-from hkdpipe.trainer.images.image_sets import load_digits, load_images
+from hkdpipe.trainer.images.formats.digits import load_digits
+from hkdpipe.trainer.images.image_sets import load_images
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.methods.kd import KD

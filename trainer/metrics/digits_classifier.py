@@ -20,7 +20,7 @@ from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.atomic_files import atomic_folder, write_json
 from hkdpipe.trainer.assets import asset
 from hkdpipe.trainer.images.colour import luminance
-from hkdpipe.trainer.images.image_sets import load_digits
+from hkdpipe.trainer.images.formats.digits import load_digits
 from hkdpipe.trainer.teachers.teacher import read_weights
 
 STEPS, BATCH_SIZE, LEARNING_RATE, NOISE = 1500, 128, 2e-3, 0.15

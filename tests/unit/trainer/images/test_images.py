@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hkdpipe.manifests.ground.errors import InputError
-from hkdpipe.trainer.images.image_sets import load_digits, load_images, load_labels, select_images
+from hkdpipe.trainer.images import image_sets
+from hkdpipe.trainer.images.formats.digits import load_digits
+from hkdpipe.trainer.images.image_sets import Format, load_images, load_labels, select_images
 
 Pixels = NDArray[Any]
 
@@ -284,3 +286,23 @@ def test_wrong_zip(tmp_path: Path) -> None:
         assert "not a readable" in refusal(path)
     zipfile.ZipFile(path, "w").close()
     assert refusal(path).startswith(f"{path}: holds no pictures")
+
+
+class Dots(Format):
+    words = words_of_classes = "a file of dots"
+
+    def holds(self, path: Path) -> bool:
+        return path.suffix == ".dots"
+
+    def images(self, source: str) -> NDArray[np.float32]:
+        return np.ones((len(Path(source).read_text()), 1, 8, 8), np.float32)
+
+
+def test_a_form_is_one_class_that_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_sets, "_FORMATS", [*image_sets.formats()])
+    (tmp_path / "x.dots").write_text("...")
+    assert refusal(tmp_path / "x.dots").endswith("a .zip of pictures, an .npz file")
+    image_sets.register(Dots())
+    assert load_images(str(tmp_path / "x.dots")).shape == (3, 1, 8, 8)
+    assert load_labels(str(tmp_path / "x.dots")) is None
+    assert refusal("none").endswith("an .npz file, a file of dots")

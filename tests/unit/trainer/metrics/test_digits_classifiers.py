@@ -9,7 +9,7 @@ import torch
 from hkdpipe.manifests.ground.atomic_files import sha256_file
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.assets import asset
-from hkdpipe.trainer.images.image_sets import load_digits
+from hkdpipe.trainer.images.formats.digits import load_digits
 from hkdpipe.trainer.metrics import digits_classifier
 from hkdpipe.trainer.metrics.digits_classifier import HELD_OUT, load_classifier
 from hkdpipe.trainer.metrics.feature_networks import load_features

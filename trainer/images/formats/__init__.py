@@ -1,0 +1,1 @@
+"""Forms of image sets, a file each, which registers what it reads."""
