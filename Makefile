@@ -48,12 +48,14 @@ demo: setup  ## the whole method on handwritten digits, in runs/digits
 	$(BIN)/hkdpipe run --preset digits --run-dir runs/digits
 
 # Without the times of execution, which would differ each time.
-notebook: setup  ## docs/whitebox.ipynb, executed with the demo's model
+notebook: setup  ## the notebooks, executed; docs/whitebox.ipynb needs the demo's model
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
-	cd docs && ../$(BIN)/python -c 'import nbclient, nbformat; \
-		notebook = nbformat.read("whitebox.ipynb", 4); \
-		nbclient.NotebookClient(notebook, record_timing=False).execute(); \
-		nbformat.write(notebook, "whitebox.ipynb")'
+	@set -e; for notebook in docs/whitebox.ipynb examples/koopman_in_2d.ipynb; do \
+		(cd $$(dirname $$notebook) && ../$(BIN)/python -c 'import sys, nbclient, nbformat; \
+			notebook = nbformat.read(sys.argv[1], 4); \
+			nbclient.NotebookClient(notebook, record_timing=False).execute(); \
+			nbformat.write(notebook, sys.argv[1])' $$(basename $$notebook)); \
+	done
 
 test: setup lint  ## linters, type checks and the test suite
 	$(BIN)/pytest -q -m "not slow"

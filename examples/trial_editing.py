@@ -1,6 +1,6 @@
 """What inpainting and colorization keep, judged on digits.
 
-python tests/benchmarks/trial_editing.py MODEL [COLOUR_MODEL]: exports or checkpoints of hkd, of the digits
+python examples/trial_editing.py MODEL [COLOUR_MODEL]: exports or checkpoints of hkd, of the digits
 and of the tinted ones. The lower half of the last 297 digits, which no shipped classifier was trained on, is
 made up once; what the metric's classifier sees in them is compared with what it sees in the digits.
 """

@@ -1,4 +1,4 @@
-"""What a trained Koopman operator does: `python tests/benchmarks/trial_operator.py ARCHIVE MODEL ...`.
+"""What a trained Koopman operator does: `python examples/trial_operator.py ARCHIVE MODEL ...`.
 
 MODEL is a checkpoint or an export of hkd, ARCHIVE holds trajectories that it was not trained on among its
 first 512 (`training.validation`). Printed of each model, of the digits:
