@@ -36,7 +36,8 @@ from hkdpipe.manifests.ground.atomic_files import (
 )
 from hkdpipe.manifests.ground.errors import HkdpipeError, InputError, InUseError, UsageError
 from hkdpipe.manifests.ground.sections import flat
-from hkdpipe.manifests.plan.plan import LEFT_OUT, Plan, ShardRecord
+from hkdpipe.manifests.plan.plan import Plan, ShardRecord
+from hkdpipe.manifests.plan.schema import LEFT_OUT
 
 
 def begin(root: Path, plan: Plan) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -17,27 +16,14 @@ from numpy.typing import NDArray
 from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.errors import InputError
 from hkdpipe.manifests.ground.sections import digest
-from hkdpipe.manifests.plan.state_type import STATE_TYPES, stored_dtype
+from hkdpipe.manifests.plan.schema import LEFT_OUT, PLAN, RECORD, RULES, require
+from hkdpipe.manifests.plan.state_type import stored_dtype
 
 FORMAT_VERSION = 1
 _SCHEDULE_KEYS = ("sigma_min", "sigma_max", "rho")
-_SAMPLER_KEYS = ("steps", *_SCHEDULE_KEYS, "solver")
 _TEACHER_FACTS = ("source", "licence", "dataset")
-_TEACHER_KEYS = ("sha256", "architecture", *_TEACHER_FACTS)
-_LABELS_KEYS = ("file", "bytes", "sha256")
-ENCODINGS = ("states", "residual", "quantised")
-CODECS = ("none", "lz4", "zstd")
+ENCODINGS, CODECS = PLAN.keys["encoding"].names, PLAN.keys["codec"].names
 IMPORTED = "imported"
-LEFT_OUT: dict[str, Any] = {
-    "origin": "",
-    "classes": [],
-    "labels": {},
-    "encoding": "states",
-    "codec": "none",
-    "offset": None,
-    "stride": None,
-}
-"""Keys that are left out where they have these values, as in archives made before there were such keys."""
 _Record = TypeVar("_Record", "Plan", "ShardRecord")
 
 
@@ -71,32 +57,33 @@ class Plan:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _require("format_version", self.format_version, self.format_version == FORMAT_VERSION, "1")
-        _require("form", self.form, self.form in ("zarr", "webdataset"), '"zarr", "webdataset"')
-        for name in ("count", "shard_size", "batch_size"):
-            value = getattr(self, name)
-            _require(name, value, _is_int(value, 1, 10**9), "an integer from 1 to 10**9")
+        PLAN.keys["teacher"].check("teacher", self.teacher)
+        known, words = self.label_dim, "none, as the teacher knows no classes"
+        words = f"different classes from 0 to {known - 1}" if known else words
+        classes = list(self.classes) if isinstance(self.classes, tuple) else self.classes
+        good = PLAN.keys["classes"].test(classes) and bool(classes) == bool(known)
+        require("classes", classes, good and all(k < known for k in classes), words)
+        PLAN.check_fields(self)
         # Shard names have six digits; with more, names would no longer sort in the order of the shards.
-        _require("shard_size", self.shard_size, self.shards <= 10**6, "one that gives at most 10**6 shards")
-        shape = tuple(self.shape) if isinstance(self.shape, list | tuple) else ()
-        good = len(shape) == 3 and all(_is_int(n, 1, 10**6) for n in shape)
-        _require("shape", self.shape, good, "three sizes, C, H, W")
-        object.__setattr__(self, "shape", shape)
-        _require("dtype", self.dtype, self.dtype in STATE_TYPES, _quoted(STATE_TYPES))
-        _require("encoding", self.encoding, self.encoding in ENCODINGS, _quoted(ENCODINGS))
-        exact = self.encoding == "states" or self.dtype != "bfloat16"
-        _require("encoding", self.encoding, exact, '"states": bfloat16 cannot hold the noise exactly')
-        _require("codec", self.codec, self.codec in CODECS, _quoted(CODECS))
-        if self.encoding == "quantised":
-            _require("dtype", self.dtype, self.dtype == "float16", '"float16" where encoding is "quantised"')
-            smaller = '"lz4", "zstd" where encoding is "quantised": uncompressed, "residual" is as small'
-            _require("codec", self.codec, self.codec != "none", smaller)
-        _require("origin", self.origin, self.origin in ("", IMPORTED), f'"{IMPORTED}"')
-        object.__setattr__(self, "sigmas", _sigmas(self.sigmas))
-        _require("seed", self.seed, _is_int(self.seed, 0, 2**64 - 1), "an integer from 0 to 2**64 - 1")
-        object.__setattr__(self, "sampler", _sampler(self.sampler))
-        object.__setattr__(self, "teacher", _teacher(self.teacher))
-        object.__setattr__(self, "classes", _classes(self.classes, self.label_dim))
+        require("shard_size", self.shard_size, self.shards <= 10**6, "one that gives at most 10**6 shards")
+        for condition, consequence in RULES:
+            if all(accepted.test(getattr(self, name)) for name, accepted in condition.keys.items()):
+                for name, accepted in consequence.keys.items():
+                    accepted.check(name, getattr(self, name))
+        # 80 and 80.0 are the same noise level: as floats they are also the same identity.
+        sigmas = tuple(map(float, self.sigmas))
+        falling = sigmas[-1] == 0.0 and all(high > low for high, low in itertools.pairwise(sigmas))
+        require("sigmas", self.sigmas, falling, PLAN.keys["sigmas"].words)
+        sampler = self.sampler | {name: float(self.sampler[name]) for name in _SCHEDULE_KEYS}
+        teacher = _json_values(self.teacher)
+        for name, value in (
+            ("shape", tuple(self.shape)),
+            ("sigmas", sigmas),
+            ("sampler", {key: sampler[key] for key in PLAN.keys["sampler"].keys}),
+            ("teacher", {key: teacher[key] for key in PLAN.keys["teacher"].keys}),
+            ("classes", tuple(classes)),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def shards(self) -> int:
@@ -202,15 +189,7 @@ class ShardRecord:
     labels: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("index", "start", "stop", "bytes", "offset", "stride"):
-            value = getattr(self, name)
-            absent = name in LEFT_OUT and value is None
-            _require(name, value, absent or _is_int(value, 0, 2**63 - 1), "an integer, at least 0")
-        _require("file", self.file, isinstance(self.file, str), "a path")
-        for name in ("sha256", "plan"):
-            _require(name, getattr(self, name), _is_sha256(getattr(self, name)), "64 hexadecimal digits")
-        _require("fingerprint", self.fingerprint, isinstance(self.fingerprint, dict), "a table")
-        object.__setattr__(self, "labels", _labels(self.labels))
+        RECORD.check_fields(self)
 
     @property
     def files(self) -> tuple[tuple[str, int, str], ...]:
@@ -242,71 +221,9 @@ def _parse(cls: type[_Record], values: Any, path: Path | str) -> _Record:
         raise InputError(f"{path}: {error}") from None
 
 
-def _quoted(names: tuple[str, ...]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
-
-
-def _require(name: str, value: Any, good: bool, what: str) -> None:
-    if not good:
-        raise ValueError(f"{name}: got {value!r}; accepted: {what}")
-
-
-def _sigmas(values: Any) -> tuple[float, ...]:
-    what = "two or more decreasing noise levels, the last one 0"
-    _require("sigmas", values, isinstance(values, list | tuple) and all(map(_is_number, values)), what)
-    sigmas = tuple(map(float, values))
-    falling = all(high > low for high, low in itertools.pairwise(sigmas))
-    _require("sigmas", values, len(sigmas) >= 2 and falling and sigmas[-1] == 0.0, what)
-    return sigmas
-
-
-def _sampler(values: Any) -> dict[str, Any]:
-    good = isinstance(values, dict) and set(values) == set(_SAMPLER_KEYS)
-    _require("sampler", values, good, f"a table of {', '.join(_SAMPLER_KEYS)}")
-    _require("sampler.steps", values["steps"], _is_int(values["steps"], 1, 10**6), "an integer, at least 1")
-    _require("sampler.solver", values["solver"], values["solver"] in ("heun", "euler"), '"heun", "euler"')
-    # 80 and 80.0 are the same noise level: as floats they are also the same identity.
-    levels = {}
-    for name in _SCHEDULE_KEYS:
-        good = _is_number(values[name]) and values[name] > 0
-        _require(f"sampler.{name}", values[name], good, "a number above 0")
-        levels[name] = float(values[name])
-    return {"steps": values["steps"], **levels, "solver": values["solver"]}
-
-
-def _teacher(values: Any) -> dict[str, Any]:
-    good = isinstance(values, dict) and set(values) == set(_TEACHER_KEYS)
-    _require("teacher", values, good, f"a table of {', '.join(_TEACHER_KEYS)}")
-    _require("teacher.sha256", values["sha256"], _is_sha256(values["sha256"]), "64 hexadecimal digits")
-    values = _json_values(values)
-    return {name: values[name] for name in _TEACHER_KEYS}
-
-
-def _classes(values: Any, label_dim: int) -> tuple[int, ...]:
-    classes = list(values) if isinstance(values, list | tuple) else [values]
-    good = isinstance(values, list | tuple) and bool(classes) == bool(label_dim)
-    good = good and all(_is_int(value, 0, label_dim - 1) for value in classes)
-    known = f"different classes from 0 to {label_dim - 1}"
-    accepted = known if label_dim else "none, as the teacher knows no classes"
-    _require("classes", classes, good and len(set(classes)) == len(classes), accepted)
-    return tuple(classes)
-
-
-def _labels(values: Any) -> dict[str, Any]:
-    good = isinstance(values, dict) and set(values) in (set(), set(_LABELS_KEYS))
-    _require("labels", values, good, f"a table of {', '.join(_LABELS_KEYS)}")
-    if values:
-        _require("labels.file", values["file"], isinstance(values["file"], str), "a path")
-        _require(
-            "labels.bytes", values["bytes"], _is_int(values["bytes"], 0, 2**63 - 1), "an integer, at least 0"
-        )
-        _require("labels.sha256", values["sha256"], _is_sha256(values["sha256"]), "64 hexadecimal digits")
-    return dict(values)
-
-
 def _shortened(record: Plan | ShardRecord) -> dict[str, Any]:
     """The JSON values of a record, without what is left out."""
-    values = _json_values(dataclasses.asdict(record))
+    values = _json_values({name: getattr(record, name) for name in record.__dataclass_fields__})
     return {key: value for key, value in values.items() if key not in LEFT_OUT or value != LEFT_OUT[key]}
 
 
@@ -317,15 +234,3 @@ def _json_values(values: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{', '.join(map(str, values))}: {error}") from None
     return result
-
-
-def _is_int(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")

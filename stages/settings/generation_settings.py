@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.manifests.ground.sections import MAX_SEED, setting
+from hkdpipe.manifests.plan.schema import PLAN
 
 _CHURN = (
     "trajectories must be deterministic; churn is for plain sampling of the teacher: "
@@ -26,7 +27,7 @@ class GenerationSettings:
     solver: str = setting(
         "heun",
         "'heun': second order, 2 * steps - 1 network evaluations; 'euler': first order (DDIM), steps of them",
-        choices=("heun", "euler"),
+        choices=PLAN.keys["sampler"].keys["solver"].names,
     )
     store_steps: tuple[int, ...] = setting(
         (),
@@ -47,24 +48,24 @@ class GenerationSettings:
         "classes drawn by a conditional teacher, each as often as the others; []: all that it knows",
         minimum=0,
     )
-    format: str = setting("zarr", "form of the archive", choices=("zarr", "webdataset"))
+    format: str = setting("zarr", "form of the archive", choices=PLAN.keys["form"].names)
     shard_size: int = setting(2048, "trajectories in a shard, the unit of work and of repair", minimum=1)
     dtype: str = setting(
         "float16",
         "type of the stored states; bfloat16 is no smaller than float16 and less exact",
-        choices=("float16", "float32", "bfloat16"),
+        choices=PLAN.keys["dtype"].names,
     )
     encoding: str = setting(
         "states",
         "what is stored of a state: itself, or 'residual': what it differs by from its noise level times the "
         "trajectory's noise, which is stored once; more exact at the same size, not for bfloat16; or "
         "'quantised': that in steps of 1/1024, as exact as float16, and far smaller with the codec it needs",
-        choices=("states", "residual", "quantised"),
+        choices=PLAN.keys["encoding"].names,
     )
     codec: str = setting(
         "none",
         "compression of each trajectory; a compressed one is read as a whole: 'lz4' is quick, 'zstd' smaller",
-        choices=("none", "lz4", "zstd"),
+        choices=PLAN.keys["codec"].names,
     )
     batch_size: int = setting(256, "images in a network call; cut from a shard at fixed offsets", minimum=1)
 
