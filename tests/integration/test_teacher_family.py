@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -99,7 +99,9 @@ class Toy(Family):
     suffixes = (".toy",)
 
     def from_file(self, file: Path) -> TeacherNetwork:
-        state = load_file(file)
+        return self.from_state_dict(load_file(file))
+
+    def from_state_dict(self, state: Mapping[str, Tensor]) -> TeacherNetwork:
         width, channels = state["first.fine.weight"].shape[:2]
         return with_weights(ToyArchitecture(8, channels, width=width), state)
 
@@ -124,6 +126,8 @@ def test_all_stages_take_a_family_that_nothing_else_knows(
     assert json.loads((folder / "config.json").read_text())["architecture"]["family"] == "toy"
     imported = load_teacher(folder)
     assert (imported.sha256, imported.arch) == (teacher.sha256, teacher.arch)
+    torch.save(teacher.network.state_dict(), tmp_path / "teacher.pt")
+    assert load_teacher(tmp_path / "teacher.pt").sha256 == teacher.sha256
     for method in ("hkd", "kd"):
         run = tmp_path / method
         changes = ("--set", f"teacher.source={toy}", "--set", f"training.method={method}")

@@ -28,8 +28,9 @@ FIRST = "edm"
 class TeacherArchitecture:
     """What a network is built from: in archives, teachers' folders, exports and checkpoints, as JSON.
 
-    A family's own may have fields, with defaults, of the names of the properties here. It raises ValueError
-    naming the key if a value is none that a network can be built from.
+    A family's own may have fields, with defaults, of the names of the properties here, and `use_fp16` where a
+    GPU computes in half precision, which fingerprints of shards tell. It raises ValueError naming the key if
+    a value is none that a network can be built from.
     """
 
     family: ClassVar[str]
