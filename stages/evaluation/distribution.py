@@ -139,7 +139,7 @@ def _by_class(seen: Seen) -> list[Row]:
         seen.network.space.metric,
         seen.context.archive.plan.classes,
         asked,
-        seen.features,
+        seen.first.features,
         seen.judged,
         target.all_features,
         target.labels,

@@ -137,34 +137,19 @@ class Seen:
         return (part.features for part in self._range(number))
 
     @functools.cached_property
-    def _first(self) -> Outputs:
+    def first(self) -> Outputs:
+        """Of all images but those of further ranges; what no metric needs may be left out."""
         return joined(list(self._range(0)))
 
     @property
     def in_memory(self) -> bool:
-        """Whether anything that was measured needed all at once."""
-        return "_first" in vars(self)
-
-    @property
-    def features(self) -> NDArray[np.float32]:
-        """(N, d)"""
-        return self._first.features
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """(N, classes), for a metric that needs them."""
-        return self._first.logits
-
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """(N, C, H, W), for a metric that needs them; the reference's are target.reference.images."""
-        assert self._first.images is not None
-        return self._first.images
+        """Whether a metric needed them all at once."""
+        return "first" in vars(self)
 
     @functools.cached_property
     def likely(self) -> NDArray[np.float32]:
         """p(class | image), (N, classes)."""
-        probabilities: NDArray[np.float32] = torch.from_numpy(self.logits).softmax(dim=1).numpy()
+        probabilities: NDArray[np.float32] = torch.from_numpy(self.first.logits).softmax(dim=1).numpy()
         return probabilities
 
     @property

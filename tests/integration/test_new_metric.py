@@ -24,7 +24,7 @@ TAUGHT = 'evaluation.metrics=["brightness"]'
 def brightness(seen: Seen) -> Row:
     assert seen.target.reference.images is not None
     return {
-        "brightness": float(seen.images.mean()),
+        "brightness": float(seen.first.images.mean()),
         "brightness_real": float(seen.target.reference.images.mean()),
     }
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.stages.settings.metrics import Column, Metric, register
-
-if TYPE_CHECKING:
-    from hkdpipe.stages.evaluation.seen import Seen
 
 
 def inception_score(logits: NDArray[np.float32], parts: int = 10) -> dict[str, float]:
@@ -26,10 +21,6 @@ def inception_score(logits: NDArray[np.float32], parts: int = 10) -> dict[str, f
     }
 
 
-def _measure(seen: Seen) -> dict[str, float]:
-    return inception_score(seen.logits, seen.context.settings.inception_score_parts)
-
-
 register(
     Metric(
         "inception_score",
@@ -40,7 +31,7 @@ register(
             Column("inception_score_std"),
         ),
         settings=("inception_score_parts",),
-        row=_measure,
+        row=lambda seen: inception_score(seen.first.logits, seen.context.settings.inception_score_parts),
         text="Inception score: how sure the network is of each sample, and how unlike they are to it.",
     )
 )

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hkdpipe.stages.settings.metrics import Column, Metric, register
-
-if TYPE_CHECKING:
-    from hkdpipe.stages.evaluation.seen import Seen
 
 
 def kernel_distance(
@@ -39,12 +34,6 @@ def kernel_distance(
     }
 
 
-def _measure(seen: Seen) -> dict[str, float]:
-    settings = seen.context.settings
-    real = seen.target.all_features
-    return kernel_distance(seen.features, real, settings.kid_subsets, settings.kid_subset_size)
-
-
 register(
     Metric(
         "kid",
@@ -56,7 +45,12 @@ register(
             Column("kid_subset_size", type=int),
         ),
         settings=("kid_subsets", "kid_subset_size"),
-        row=_measure,
+        row=lambda seen: kernel_distance(
+            seen.first.features,
+            seen.target.all_features,
+            seen.context.settings.kid_subsets,
+            seen.context.settings.kid_subset_size,
+        ),
         text="KID: the squared maximum mean discrepancy of the same features, with a cubic kernel.",
     )
 )

@@ -11,7 +11,6 @@ from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.stages.settings.metrics import Column, Metric, register
 
 if TYPE_CHECKING:
-    from hkdpipe.stages.evaluation.seen import Seen
     from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 
 
@@ -33,10 +32,6 @@ def precision_recall(
     return {"precision": found["precision"], "recall": found["recall"]}
 
 
-def _measure(seen: Seen) -> dict[str, float]:
-    return precision_recall(seen.features, seen.target.all_features, seen.context.settings.neighbours)
-
-
 def _check(settings: EvaluationSettings) -> None:
     if settings.samples <= settings.neighbours:
         raise WrongValue(
@@ -56,7 +51,9 @@ METRIC = register(
             Column("recall", "recall", "{:.3f}", better="higher", shown=("table",)),
         ),
         settings=("neighbours",),
-        row=_measure,
+        row=lambda seen: precision_recall(
+            seen.first.features, seen.target.all_features, seen.context.settings.neighbours
+        ),
         text="Precision and recall: the shares of samples near real images, and of real images near samples.",
         check=_check,
     )
