@@ -223,10 +223,12 @@ class _Evaluation:
             "metrics": metrics["rows"],
         }
         make_folders(self.export.parent)
-        card = model_card(student.config(), about, metrics["metric"], metrics["match"], self.sampling)
+        found = [(metric.card, metrics[metric.name]) for metric in table_metrics()]
+        said = [card(rows) for card, rows in found if card and rows]
+        text = model_card(student.config(), about, metrics["metric"], said, self.sampling)
 
         def complete(folder: Path) -> None:
-            (folder / "README.md").write_text(card)
+            (folder / "README.md").write_text(text)
             if "program" in settings.exports:
                 write_program(student, folder / "model.pt2")
             if "onnx" in settings.exports:

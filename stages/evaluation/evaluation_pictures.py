@@ -25,10 +25,7 @@ def sample_picture(context: Context) -> None:
     sampler, nfe = context.whole_sampler()
     parts = [
         (f"one step (1 evaluation){sorted_by}", context.student.sample(noise, labels)),
-        (
-            f"teacher, same noise ({nfe}){sorted_by}",
-            sampler(noise, labels),
-        ),
+        (f"teacher, same noise ({nfe}){sorted_by}", sampler(noise, labels)),
     ]
     pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
     picture = beside(pictures)

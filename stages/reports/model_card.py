@@ -6,7 +6,6 @@ It begins with the front matter that huggingface_hub reads; the names of the fil
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,13 +22,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def model_card(
-    model: Mapping[str, Any], about: Mapping[str, Any], metric: str, match: Rows, command: str = ""
+    model: Mapping[str, Any],
+    about: Mapping[str, Any],
+    metric: str,
+    sentences: Sequence[str],
+    command: str = "",
 ) -> str:
     """A page of Markdown from the export's configuration `model` and facts `about`.
 
-    `metric` names the Frechet distance in about["metrics"], `match` are the errors on held-out trajectories
-    from every stored state, the start first; `command` samples from THIS_FOLDER in a shell. Times are left
-    out: they are the machine's, not the model's.
+    `metric` names the Frechet distance in about["metrics"], `sentences` say what else was measured; `command`
+    samples from THIS_FOLDER in a shell. Times are left out: they are the machine's, not the model's.
     """
     arch, teacher = model["architecture"], about["teacher"]
     shape = f"{arch['img_channels']}x{arch['img_resolution']}x{arch['img_resolution']}"
@@ -76,7 +78,7 @@ model = hkdpipe.load_model("THIS_FOLDER")
 
 ## Measurements
 
-{_measurements(about["metrics"], metric, match)}
+{_measurements(about["metrics"], metric, sentences)}
 """
 
 
@@ -92,7 +94,7 @@ def _weights(name: str) -> str:
     return "of the last step" if name == "raw" else f"average over the training ({name.upper()})"
 
 
-def _measurements(rows: Rows, metric: str, match: Rows) -> str:
+def _measurements(rows: Rows, metric: str, sentences: Sequence[str]) -> str:
     parts = []
     if rows:
         lines = [f"| | network evaluations | images | {metric} |", "| --- | --- | --- | --- |"]
@@ -101,13 +103,7 @@ def _measurements(rows: Rows, metric: str, match: Rows) -> str:
             distance = f"{row[metric]:.2f}" if metric in row else "-"
             lines.append(f"| {row['name']} | {nfe} | {row['samples']:,} | {distance} |")
         parts.append("\n".join(lines))
-    if match:
-        error = match[0]["mse"]
-        parts.append(
-            "Difference from the teacher's images for the same noise, on held-out trajectories: root mean "
-            f"square {math.sqrt(error):.4f}, in a range from -1 to 1."
-        )
-    return "\n\n".join(parts) or "None."
+    return "\n\n".join([*parts, *sentences]) or "None."
 
 
 def _line(text: Any) -> str:

@@ -126,19 +126,12 @@ def _samples(path: Path, results: Row) -> list[dict[str, str]]:
         return []
     with Image.open(path) as picture:
         student, teacher = apart(picture, 2)
-    nfe, order = results["teacher"]["nfe"], ", by class" if results["archive"]["classes"] else ""
-    return [
-        {
-            "source": _png(student),
-            "alt": "One-step samples of the student",
-            "caption": f"Student, 1 network evaluation{order}",
-        },
-        {
-            "source": _png(teacher),
-            "alt": "Samples of the teacher from the same noise",
-            "caption": f"Teacher, {nfe} evaluations, the same noise{order}",
-        },
-    ]
+    order = ", by class" if results["archive"]["classes"] else ""
+    one, nfe = "Student, 1 network evaluation", results["teacher"]["nfe"]
+    pictures = [(student, "One-step samples of the student", f"{one}{order}")]
+    words = "Samples of the teacher from the same noise", f"Teacher, {nfe} evaluations, the same noise{order}"
+    pictures.append((teacher, *words))
+    return [{"source": _png(part), "alt": alt, "caption": caption} for part, alt, caption in pictures]
 
 
 def _strip(path: Path) -> dict[str, Any] | None:

@@ -45,11 +45,7 @@ class EvaluationSettings:
         "images to compare with: 'digits' or 'digits-color', a folder or .zip of pictures, an .npz of images "
         "or of EDM's statistics (mu, sigma), or 'archive': the ends of its trajectories",
     )
-    metrics: tuple[str, ...] = setting(
-        ("fd", "match", "speed"),
-        "what is measured",
-        choices=choices,
-    )
+    metrics: tuple[str, ...] = setting(("fd", "match", "speed"), "what is measured", choices=choices)
     kid_subsets: int = setting(100, "random subsets of the samples and of the reference for 'kid'", minimum=1)
     kid_subset_size: int = setting(1000, "images of such a subset, if there are as many", minimum=2)
     inception_score_parts: int = setting(10, "parts of the samples for 'inception_score'", minimum=1)
@@ -64,7 +60,7 @@ class EvaluationSettings:
     )
     weights: str = setting(
         "ema",
-        "weights evaluated and exported: 'ema': the average of the first decay in training.ema; 'ema-DECAY': "
+        "weights evaluated and exported: 'ema': the average of the training's first decay; 'ema-DECAY': "
         "that of another one; 'raw': the last ones",
     )
     teacher_steps: tuple[int, ...] = setting(
@@ -75,9 +71,7 @@ class EvaluationSettings:
     )
     compared: tuple[str, ...] = setting((), "checkpoints or exports of other students, a row each")
     exports: tuple[str, ...] = setting(
-        (),
-        "written beside the model: 'program', of torch.export, and 'onnx'",
-        choices=("program", "onnx"),
+        (), "written beside the model: 'program', of torch.export, and 'onnx'", choices=("program", "onnx")
     )
 
     def __post_init__(self) -> None:

@@ -94,6 +94,8 @@ class Metric:
     """The title of what `tables` found, in the report."""
     text: str = ""
     """What the report says of its numbers."""
+    card: Callable[[list[Row]], str] | None = None
+    """A sentence of the model's card, from the rows that `tables` found."""
     check: Callable[[Any], None] | None = None
     """Raises UsageError where the settings do not serve it."""
     chosen: bool = True

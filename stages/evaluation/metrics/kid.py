@@ -20,13 +20,8 @@ def kernel_distance(
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = min(subset_size, len(made), len(real))
-    found = kid_features_to_metric(
-        torch.from_numpy(made),
-        torch.from_numpy(real),
-        kid_subsets=subsets,
-        kid_subset_size=size,
-        verbose=False,
-    )
+    both = torch.from_numpy(made), torch.from_numpy(real)
+    found = kid_features_to_metric(*both, kid_subsets=subsets, kid_subset_size=size, verbose=False)
     return {
         "kid": found["kernel_inception_distance_mean"],
         "kid_std": found["kernel_inception_distance_std"],

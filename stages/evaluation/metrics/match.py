@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from hkdpipe.stages.evaluation.by_class import match_rows
@@ -122,6 +123,13 @@ def _perceptual(context: Context) -> dict[str, Distance]:
     return found
 
 
+def _card(rows: list[Row]) -> str:
+    return (
+        "Difference from the teacher's images for the same noise, on held-out trajectories: root mean square "
+        f"{math.sqrt(rows[0]['mse']):.4f}, in a range from -1 to 1."
+    )
+
+
 def _curve(name: str, title: str) -> Column:
     return Column(name, title, better="lower", shown=("curve",), label=_student)
 
@@ -174,6 +182,7 @@ register(
             ),
         ),
         tables=match_to_teacher,
+        card=_card,
         empty={"match": [], "consistency": {}},
         section="Along the trajectory",
         text="What the student makes in one step of every stored state of held-out trajectories, compared "

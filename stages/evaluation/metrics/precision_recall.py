@@ -22,13 +22,8 @@ def precision_recall(
     import torch
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    found = prc_features_to_metric(
-        torch.from_numpy(made),
-        torch.from_numpy(real),
-        prc_neighborhood=neighbours,
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    both = torch.from_numpy(made), torch.from_numpy(real)
+    found = prc_features_to_metric(*both, prc_neighborhood=neighbours, save_cpu_ram=True, verbose=False)
     return {"precision": found["precision"], "recall": found["recall"]}
 
 

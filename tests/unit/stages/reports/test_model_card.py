@@ -9,16 +9,17 @@ from torch import Tensor
 
 import hkdpipe
 from hkdpipe.stages.reports.model_card import model_card
+from hkdpipe.stages.settings.metrics import metrics
 
 MODEL: dict[str, Any] = {"method": "hkd", "architecture": {"img_channels": 3, "img_resolution": 32}}
 
 
 def card(
-    licence: str = "CC BY-NC-SA 4.0", match: Any = (), model: dict[str, Any] = MODEL, **about: Any
+    licence: str = "CC BY-NC-SA 4.0", sentences: Any = (), model: dict[str, Any] = MODEL, **about: Any
 ) -> str:
     teacher = {"source": "a teacher.pkl", "sha256": "ab" * 32, "licence": licence}
     facts = {"teacher": teacher, "checkpoint": {"seen": 54_000_000}, "weights": "ema", "metrics": []}
-    return model_card(model, facts | about, "fd_digits", match)
+    return model_card(model, facts | about, "fd_digits", sentences)
 
 
 def test_teacher_and_licence_are_named() -> None:
@@ -61,7 +62,9 @@ def test_measurements() -> None:
         {"name": "student", "nfe": 1, "samples": 50_000, "fd_digits": 3.301},
         {"name": "two halves", "nfe": 0, "samples": 898, "fd_digits": 20.0},
     ]
-    text = card(metrics=rows, match=[{"mse": 0.04}, {"mse": 0.01}])
+    found = metrics()["match"].card
+    assert found is not None
+    text = card(metrics=rows, sentences=[found([{"mse": 0.04}, {"mse": 0.01}])])
     assert "| student | 1 | 50,000 | 3.30 |\n| two halves | - | 898 | 20.00 |\n" in text
     assert "root mean square 0.2000," in text
     assert card().endswith("## Measurements\n\nNone.\n")
