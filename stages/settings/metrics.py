@@ -1,19 +1,18 @@
-"""What can be measured of a student. A metric is a module of stages/evaluation/metrics that registers itself.
+"""What can be measured of a student. A metric is a module of stages/evaluation/metrics that registers
+itself, or one of a plug-in.
 
 Free of torch, as those modules are until they measure.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from hkdpipe.manifests.ground.discovery import discover
+
 Row = dict[str, Any]
-_PLACE = "hkdpipe.stages.evaluation.metrics"  # by its name, as plugins are found: it stands above
 Need = Literal["features", "logits", "class logits", "reference features", "images", "trajectories"]
 """What the feature network says of samples ('class logits': where it knows the images' classes), and of the
 reference's images (not of statistics alone); the pixels of both; held-out trajectories."""
@@ -122,15 +121,9 @@ def register(metric: Metric) -> Metric:
     return metric
 
 
-@functools.cache
-def _discover() -> None:
-    for module in pkgutil.iter_modules(importlib.import_module(_PLACE).__path__):
-        importlib.import_module(f"{_PLACE}.{module.name}")
-
-
 def metrics() -> dict[str, Metric]:
     """All by their names."""
-    _discover()
+    discover("hkdpipe.stages.evaluation.metrics")
     return dict(_METRICS)
 
 

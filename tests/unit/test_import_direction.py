@@ -175,7 +175,7 @@ def upward_words() -> re.Pattern[str]:
     parameters = [parameter for command in commands for parameter in command.params]
     options = {option.removeprefix("--") for parameter in parameters for option in parameter.opts}
     keys = [
-        rf"\b{section}\.{any_of(field.name for field in dataclasses.fields(settings))}"
+        rf"(?<![\w.]){section}\.{any_of(field.name for field in dataclasses.fields(settings))}"
         for section, settings in SECTIONS.items()
     ]
     return re.compile("|".join([rf"\bhkdpipe {any_of(COMMANDS)}", rf"--{any_of(options)}(?!\w)", *keys]))
