@@ -25,7 +25,7 @@ from hkdpipe.stages.settings.completion_settings import CompletionSettings
 from hkdpipe.trainer.loop.world import world_from_environment
 
 
-class Folder(click.Path):
+class LocalPath(click.Path):
     """A path; what looks like a URL is refused, as it would become a folder of that name."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -34,7 +34,7 @@ class Folder(click.Path):
         return super().convert(value, param, ctx)
 
 
-FOLDER = Folder(path_type=Path)
+FOLDER = LocalPath(path_type=Path)
 _Place = TypeVar("_Place", bound=Path | str)
 
 
@@ -162,10 +162,10 @@ def one_of_run_dir_and_out(given: Given, out: Path | None) -> None:
 
 def place(option: str, path: _Place | None, in_run_dir: Path | None) -> _Place | Path:
     """An explicit path, else the one in the run directory."""
-    found = path or in_run_dir
-    if found is None:
+    chosen = path or in_run_dir
+    if chosen is None:
         raise UsageError(f"{option}: missing; give it, or --run-dir")
-    return found
+    return chosen
 
 
 def folder_or_url(text: str) -> Path | str:
@@ -173,9 +173,14 @@ def folder_or_url(text: str) -> Path | str:
     return text if is_url(text) else Path(text)
 
 
+def command_line(*words: object) -> str:
+    """A command to suggest, as a shell takes it."""
+    return shlex.join(["hkdpipe", *map(str, words)])
+
+
 def next_command(name: str, run: RunDir) -> str:
     """A command to suggest, in the same run directory."""
-    return shlex.join(["hkdpipe", name, "--run-dir", str(run.path)])
+    return command_line(name, "--run-dir", run.path)
 
 
 def one_process_only(command: str) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hkdpipe.manifests.forms import webdataset_form, zarr_form
 from hkdpipe.manifests.ground.atomic_files import Bytes, read_json
 from hkdpipe.manifests.ground.claims import living
-from hkdpipe.manifests.ground.errors import InputError
+from hkdpipe.manifests.ground.errors import InputError, Remedy
 from hkdpipe.manifests.ground.sections import digest
 from hkdpipe.manifests.places.shard_files import OpenFile
 from hkdpipe.manifests.plan.plan import Plan, ShardRecord
@@ -69,10 +69,8 @@ def read_manifest(root: Path) -> tuple[Plan, list[ShardRecord]]:
     """Plan and records of a finished archive. InputError if there is no manifest or it is damaged."""
     path = root / "manifest.json"
     if not path.is_file():
-        raise InputError(
-            f"{root}: no manifest.json: not an archive, or not finished; "
-            "run hkdpipe generate-trajectories again to finish it"
-        )
+        what = f"{root}: no manifest.json: not an archive, or not finished; "
+        raise InputError(what, Remedy("generate it again"), " to finish it")
     return parse_manifest(read_json(path), path)
 
 
@@ -144,10 +142,10 @@ def find_payloads(plan: Plan, record: ShardRecord, file: OpenFile) -> NDArray[np
     if record.offset is not None and record.stride is not None:
         offsets = record.offset + np.arange(record.stop - record.start) * record.stride
         return np.stack([offsets, np.full_like(offsets, plan.trajectory_bytes)], axis=1)
-    found = FORMS[plan.form].find_payloads(plan, record, file)
-    if found.min() < 0 or found.max() > record.bytes:
+    places = FORMS[plan.form].find_payloads(plan, record, file)
+    if places.min() < 0 or places.max() > record.bytes:
         raise ValueError("no compressed trajectories")
-    return found
+    return places
 
 
 def record_path(root: Path, k: int) -> Path:
@@ -178,8 +176,8 @@ def describe(root: Path) -> dict[str, Any]:
         complete = len(records) == plan.shards
     elif (root / "plan.json").exists():
         plan = planned(root)
-        found = (valid_record(root, plan, k) for k in range(plan.shards))
-        records = [record for record in found if record is not None]
+        valid = (valid_record(root, plan, k) for k in range(plan.shards))
+        records = [record for record in valid if record is not None]
     making = plan is not None and not complete
     return {
         "state": "complete" if complete else "partial" if plan else "absent",

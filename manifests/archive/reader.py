@@ -23,7 +23,7 @@ from hkdpipe.manifests.forms.residual_encoding import NOT_READ, decode_states
 from hkdpipe.manifests.ground.atomic_files import parse_json
 from hkdpipe.manifests.ground.errors import InputError
 from hkdpipe.manifests.places.remote import RemoteFolder, is_url
-from hkdpipe.manifests.places.shard_files import DAMAGED, MISSING, BadFile, Folder, OpenFile
+from hkdpipe.manifests.places.shard_files import DAMAGED, MISSING, BadFile, LocalFolder, OpenFile
 from hkdpipe.manifests.plan.plan import Plan, ShardRecord
 
 Integers = Sequence[int] | NDArray[np.integer]
@@ -47,7 +47,7 @@ class _Shard(NamedTuple):
 class Archive:
     """A finished archive, open for reading; made by `open_archive`. Any thread may call its methods."""
 
-    def __init__(self, folder: Folder | RemoteFolder, plan: Plan, shards: list[ShardRecord]) -> None:
+    def __init__(self, folder: LocalFolder | RemoteFolder, plan: Plan, shards: list[ShardRecord]) -> None:
         self.plan = plan
         self.shards = tuple(shards)
         self.sigmas: NDArray[np.float64] = np.array(plan.sigmas, dtype=np.float64)
@@ -91,8 +91,8 @@ class Archive:
         if rows.ndim != 1 or columns.ndim not in (1, 2) or (columns.ndim == 2 and len(columns) != len(rows)):
             raise ValueError(f"indices {rows.shape} and states {columns.shape}: not (B,) and (k,) or (B, k)")
         columns = np.broadcast_to(columns, (len(rows), columns.shape[-1]))
-        found = decode_states(self.plan, columns, partial(self._stored, rows))
-        return found.reshape(*columns.shape, *self.shape)
+        decoded = decode_states(self.plan, columns, partial(self._stored, rows))
+        return decoded.reshape(*columns.shape, *self.shape)
 
     def verify_shard(self, k: int) -> None:
         """DamagedShard unless the files of shard k have the bytes of the manifest; they are read once."""
@@ -138,15 +138,15 @@ class Archive:
     def _unpacked(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[Any]:
         """As `_stored`, of compressed trajectories."""
         size = math.prod(self.shape)
-        found = np.empty((*columns.shape, size), self.plan.stored_dtype.newbyteorder("<"))
+        stored = np.empty((*columns.shape, size), self.plan.stored_dtype.newbyteorder("<"))
         shards, within = np.divmod(rows, self.plan.shard_size)
         for row in np.argsort(rows, kind="stable").tolist():
             shard = self.shards[shards[row]]
             file, places = self._open(shard.index)
             offset, length = places[within[row]].tolist()
             with _explained(self.name, shard):
-                found[row] = unpack(self.plan, file.read(length, offset)).reshape(-1, size)[columns[row]]
-        return found
+                stored[row] = unpack(self.plan, file.read(length, offset)).reshape(-1, size)[columns[row]]
+        return stored
 
     def _fill(self, target: memoryview, file: OpenFile, offset: int, shard: ShardRecord) -> None:
         """Read again, in pieces, where one call did not give all."""
@@ -206,7 +206,7 @@ def open_archive(path: str | Path, check_sizes: bool = True) -> Archive:
             if size != recorded:
                 what = f"is damaged: it has {size} bytes, not the manifest's {recorded}"
                 raise _damaged(root, shard, file, what)
-    return Archive(Folder(root), plan, shards)
+    return Archive(LocalFolder(root), plan, shards)
 
 
 def _manifest(remote: RemoteFolder) -> tuple[Plan, list[ShardRecord]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.manifests.ground.rng import permutation
 
 
@@ -47,12 +46,10 @@ def training_indices(
 
     Trajectories 0 … first-1 are held out, so a growing archive never moves a held-out one. Each epoch of
     count - first positions is a permutation of its own, one of all trajectories or one in `blocks`.
-    UsageError if nothing is left to train on, ValueError for positions out of order.
+    ValueError if nothing is left to train on, and for positions out of order.
     """
     if first < 0 or count - first < 1:
-        raise UsageError(
-            f"training.validation: got {first}; accepted: from 0 to {count - 1}, as the archive holds {count}"
-        )
+        raise ValueError(f"{first} of {count} trajectories held out: none is left")
     if not 0 <= start <= stop:
         raise ValueError(f"positions {start} … {stop}: not a range from 0 on")
     indices = np.empty(stop - start, dtype=np.int64)
@@ -81,12 +78,10 @@ def block_at(seed: int, position: int, first: int, count: int, blocks: Blocks | 
 def rank_slice(start: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
     """The positions, first and one past the last, that a process takes of the global batch at `start`.
 
-    UsageError if the batch cannot be divided evenly.
+    ValueError if the batch cannot be divided evenly.
     """
     if batch_size % world_size:
-        raise UsageError(
-            f"training.batch_size: got {batch_size}; accepted: a multiple of the {world_size} processes"
-        )
+        raise ValueError(f"a batch of {batch_size} for {world_size} processes")
     share = batch_size // world_size
     return start + rank * share, start + (rank + 1) * share
 

@@ -34,7 +34,7 @@ from hkdpipe.manifests.ground.atomic_files import (
     write_atomic,
     write_json,
 )
-from hkdpipe.manifests.ground.errors import HkdpipeError, InputError, InUseError, UsageError
+from hkdpipe.manifests.ground.errors import HkdpipeError, InputError, InUseError, Remedy, UsageError
 from hkdpipe.manifests.ground.sections import flat
 from hkdpipe.manifests.plan.plan import Plan, ShardRecord
 from hkdpipe.manifests.plan.schema import LEFT_OUT
@@ -52,9 +52,8 @@ def begin(root: Path, plan: Plan) -> None:
     path, manifest = root / "plan.json", root / "manifest.json"
     if manifest.exists() and not path.exists():
         # Somebody may have copied what readers need and no more: nothing of it is to be made again.
-        raise InputError(
-            f"{root}: has a manifest but no plan.json; hkdpipe verify {root} --repair puts it back"
-        )
+        repair = Remedy("a repair", {"archive": root})
+        raise InputError(f"{root}: has a manifest but no plan.json; ", repair, " puts it back")
     previous = planned(root) if path.exists() else None
     if previous is not None:
         _check_continues(root, previous, plan)

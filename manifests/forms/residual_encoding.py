@@ -42,13 +42,13 @@ def decode_states(
         noise = noise.view("<f2")
     levels = np.array(plan.sigmas, dtype=np.float32)[states]
     # Rounded to float32 after the product and after the sum.
-    found = noise.astype(np.float32) * levels.reshape(*levels.shape, *[1] * (noise.ndim - 2))
+    decoded = noise.astype(np.float32) * levels.reshape(*levels.shape, *[1] * (noise.ndim - 2))
     added = residuals.astype(np.float32)
     if quantised:
         added /= QUANTA
     added[first] = -0.0  # changes no number that it is added to
-    found += added
-    return found
+    decoded += added
+    return decoded
 
 
 def stored_noise(plan: Plan, noise: NDArray[np.floating]) -> NDArray[Any]:

@@ -72,14 +72,14 @@ def spacing(plan: Plan) -> tuple[int, int]:
 
 def find_payloads(plan: Plan, record: ShardRecord, file: OpenFile) -> NDArray[np.int64]:
     """Offset and length of each trajectory's payload in a shard's file, (n, 2). ValueError if it has none."""
-    found = np.empty((record.stop - record.start, 2), dtype=np.int64)
+    places = np.empty((record.stop - record.start, 2), dtype=np.int64)
     offset = 0
-    for place in found:
+    for place in places:
         offset += _states_start(plan)
         length = int(file.read(tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)[_SIZE], 8)
         place[:] = offset, length
         offset += _whole_blocks(length)
-    return found
+    return places
 
 
 def _states_start(plan: Plan) -> int:

@@ -100,8 +100,8 @@ class Claims:
     def holds(self, name: str) -> bool:
         """Whether `name` is still this process's, as it must be before what it claims is changed."""
         with contextlib.suppress(InputError):
-            found = read_json(self._path(name))
-            return isinstance(found, dict) and found.get("token") == self._token
+            claim = read_json(self._path(name))
+            return isinstance(claim, dict) and claim.get("token") == self._token
         return False
 
     def release(self, name: str) -> None:
@@ -114,10 +114,10 @@ class Claims:
     def owner(self, name: str) -> str:
         """In words, who holds `name`."""
         with contextlib.suppress(InputError):
-            found = read_json(self._path(name))
-            if isinstance(found, dict):
-                job = f", job {found['job']}" if found.get("job") else ""
-                return f"process {found.get('pid')} on {found.get('host')}{job}, since {found.get('since')}"
+            claim = read_json(self._path(name))
+            if isinstance(claim, dict):
+                job = f", job {claim['job']}" if claim.get("job") else ""
+                return f"process {claim.get('pid')} on {claim.get('host')}{job}, since {claim.get('since')}"
         return "another process"
 
     def others(self, pattern: str) -> list[str]:
@@ -146,12 +146,12 @@ class Claims:
             content = path.read_bytes()
         except FileNotFoundError:
             return b""
-        found: Any = None
+        claim: Any = None
         with contextlib.suppress(ValueError):
-            found = json.loads(content)
+            claim = json.loads(content)
         here = _this_process()
-        if isinstance(found, dict) and all(found.get(key) == here[key] for key in ("host", "space")):
-            gone = _started(found.get("pid")) != found.get("started")
+        if isinstance(claim, dict) and all(claim.get(key) == here[key] for key in ("host", "space")):
+            gone = _started(claim.get("pid")) != claim.get("started")
         else:
             gone = silent > STALE_SECONDS
         return content if gone else None

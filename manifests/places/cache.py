@@ -91,13 +91,13 @@ class Cache:
 
     def _make_room(self, size: int) -> None:
         """Remove files that nobody uses, the least recently opened first, until `size` more bytes fit."""
-        found = []
+        files = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file():
-                    found.append((path.stat().st_atime_ns, path.stat().st_size, path))
-        excess = size + sum(length for _, length, _ in found) - self.limit
-        for _, length, path in sorted(found):
+                    files.append((path.stat().st_atime_ns, path.stat().st_size, path))
+        excess = size + sum(length for _, length, _ in files) - self.limit
+        for _, length, path in sorted(files):
             if excess <= 0:
                 return
             with contextlib.suppress(BlockingIOError, FileNotFoundError):

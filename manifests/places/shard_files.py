@@ -56,7 +56,7 @@ class OpenFile:
         return digest.hexdigest()
 
 
-class Folder:
+class LocalFolder:
     """Files on a file system. Any thread may call its methods."""
 
     open_files = 256

@@ -18,11 +18,10 @@ from hkdpipe.manifests.archive.writer import finish
 from hkdpipe.manifests.forms.residual_encoding import decode_states, storable, stored_noise
 from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.claims import Claims
-from hkdpipe.manifests.ground.errors import InputError, Interrupted, InUseError, UsageError
+from hkdpipe.manifests.ground.errors import InputError, InUseError, Name, Remedy, WrongValue
 from hkdpipe.manifests.plan.plan import IMPORTED, Plan
-from hkdpipe.stages.generation.generate import WHOLE, batches, fingerprint, make_shards, sample_batch
-from hkdpipe.stages.generation.worker import ALONE
-from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.generation.generate import WHOLE, ShardMaker, batches, fingerprint, sample_batch
+from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 
 Depth = Literal["fast", "checksums", "deep"]
@@ -62,29 +61,27 @@ def verify(
             finish(root, planned(root))
         findings.lines.clear()
         reporter.line(f"{root}: manifest.json was missing, and was put together from the records")
-    found = findings.all_lines()
-    for line in found:
+    faults = findings.all_lines()
+    for line in faults:
         reporter.line(line)
     notes = []
-    if repair and found:
+    if repair and faults:
         with Claims(root) as claims:
             notes = _repair(root, findings, loaded, claims, device, reporter, stop)
     plan = findings.plan
-    state = "good" if not found else "repaired" if repair else "damaged"
+    state = "good" if not faults else "repaired" if repair else "damaged"
     rows = [
         ("archive", f"{state}: {plan.count:,} trajectories, {plan.shards} shards ({plan.form})"),
         ("checked", {"fast": "names and sizes", "checksums": "SHA-256", "deep": "every state"}[depth]),
-        ("faults found", str(len(found))),
+        ("faults found", str(len(faults))),
     ]
     if findings.shards and repair:
         rows.append(("shards made again", str(len(findings.shards))))
     rows += [("note", note) for note in notes]
-    again = () if state != "damaged" else (f"hkdpipe verify {root} --repair",)
     return Summary(
         title="verify",
         rows=tuple(rows),
-        next_commands=again,
-        data={"state": state, "faults": found, "shards": sorted(findings.shards), "notes": notes},
+        data={"state": state, "faults": faults, "shards": sorted(findings.shards), "notes": notes},
     )
 
 
@@ -94,8 +91,7 @@ def _inspect(root: Path, depth: Depth, reporter: Reporter, stop: Callable[[], bo
 
         def checked(done: int) -> None:
             advance(done)
-            if stop():
-                raise Interrupted("stopped; nothing was changed")
+            heed(stop, "nothing was changed")
 
         check_shards(root, findings, depth != "fast", checked)
     return findings
@@ -104,12 +100,13 @@ def _inspect(root: Path, depth: Depth, reporter: Reporter, stop: Callable[[], bo
 def _load(root: Path, plan: Plan, teacher: str | None, device: torch.device) -> Teacher:
     loaded = load_teacher(teacher or plan.teacher["source"], device)
     if loaded.sha256 != plan.teacher["sha256"]:
-        raise UsageError(f"--teacher: {loaded.source} is not the teacher that {root} was made with")
+        raise WrongValue(Name("teacher"), f": {loaded.source} is not the teacher that {root} was made with")
     if loaded.arch.to_json() != plan.teacher["architecture"]:
         # A state dict does not tell everything: the same weights may be another preconditioning's.
-        raise UsageError(
-            f"--teacher: {loaded.source} has the weights of the teacher that {root} was made with, but "
-            "another architecture; accepted: the file that it was made from"
+        raise WrongValue(
+            Name("teacher"),
+            f": {loaded.source} has the weights of the teacher that {root} was made with, but another "
+            "architecture; accepted: the file that it was made from",
         )
     return loaded
 
@@ -122,8 +119,7 @@ def _check_states(root: Path, findings: Findings, reporter: Reporter, stop: Call
     plan = findings.plan
     with reporter.phase("reading every state", plan.count, "trajectories") as advance:
         for k in range(plan.shards):
-            if stop():
-                raise Interrupted("stopped; nothing was changed")
+            heed(stop, "nothing was changed")
             _, end = plan.shard_range(k)
             if k not in findings.shards and (fault := _state_fault(root, findings, k)):
                 findings.shards[k] = fault
@@ -165,8 +161,7 @@ def _check_by_computing(
     here = fingerprint(plan, device)
     with reporter.phase("computing some again", REGENERATED, "batches") as advance:
         for done in range(min(REGENERATED, len(shards))):
-            if stop():
-                raise Interrupted("stopped; nothing was changed")
+            heed(stop, "nothing was changed")
             k = secrets.choice(shards)
             start, _ = plan.shard_range(k)
             batch = secrets.randbelow(batches(plan, k))
@@ -222,10 +217,12 @@ def _repair(
     if plan.origin == IMPORTED and shards:
         raise InputError(
             f"{root}: shards {', '.join(map(str, shards))} are of imported pairs, which cannot be computed; "
-            f"taken out: hkdpipe convert PAIRS {root} --format {plan.form} --teacher TEACHER writes them"
+            "taken out: ",
+            Remedy("importing them again", {"archive": root, "form": plan.form}),
+            " writes them",
         )
     if teacher is not None and shards:
-        make_shards(teacher, root, plan, ALONE, claims, device, reporter, stop)
+        ShardMaker(teacher, root, plan, claims, device, reporter, stop).make()
     with claims.waiting(WHOLE):
         finish(root, planned(root))
     notes = []

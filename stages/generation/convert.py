@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from hkdpipe.manifests.archive.reader import Archive, open_archive, read_payload
 from hkdpipe.manifests.archive.writer import write_payloads
 from hkdpipe.manifests.ground.atomic_files import Bytes, make_folders
 from hkdpipe.manifests.ground.claims import Claims
-from hkdpipe.manifests.ground.errors import Interrupted, UsageError
+from hkdpipe.manifests.ground.errors import Interrupted, Name, WrongValue
 from hkdpipe.manifests.plan.plan import Plan
 from hkdpipe.stages.generation.generate import begin_beside_others, claim_of, finish_beside_others
 from hkdpipe.stages.shared.reporting import Reporter, Summary
@@ -30,26 +29,11 @@ def convert(source: Path, out: Path, form: str, *, reporter: Reporter, stop: Cal
     with open_archive(source) as archive:
         plan = archive.plan
         if plan.form == form:
-            raise UsageError(f"--format: got {form}, which is the form of {source}")
+            raise WrongValue(Name("form"), f": got {form}, which is the form of {source}")
         converted = dataclasses.replace(plan, form=form)
         payloads = partial(_payloads, source, archive)
-        written, missing = write_missing(out, converted, payloads, reporter, stop)
-    rows = [
-        ("trajectories", f"{plan.count:,}, {len(plan.sigmas)} states each"),
-        ("shards", f"{plan.shards} ({form}), {written} of them written now"),
-    ]
-    if missing:
-        rows.append(("left to other processes", f"{len(missing)} shards"))
-    inputs = ["--archive", str(out), "--teacher", plan.teacher["source"]]
-    following = shlex.join(["hkdpipe", "train", *inputs, "--out", "TRAINING"])
-    return Summary(
-        title="convert",
-        rows=tuple(rows),
-        files=(out,),
-        next_commands=() if missing else (following,),
-        data={"archive": str(out), "shards": plan.shards, "written": written, "missing": len(missing)},
-        did_nothing=not written and not missing,
-    )
+        rows = [("trajectories", f"{plan.count:,}, {len(plan.sigmas)} states each")]
+        return write_missing(out, converted, payloads, rows, reporter, stop)
 
 
 def _payloads(source: Path, archive: Archive, k: int) -> tuple[list[bytes], dict[str, Any]]:
@@ -63,10 +47,11 @@ def write_missing(
     out: Path,
     plan: Plan,
     payloads: Callable[[int], tuple[Sequence[Bytes], dict[str, Any]]],
+    rows: Sequence[tuple[str, str]],
     reporter: Reporter,
     stop: Callable[[], bool],
-) -> tuple[int, list[int]]:
-    """Write what is missing in the archive `out`; returns how many shards, and those left to other processes.
+) -> Summary:
+    """Write what is missing in the archive `out`; `rows` say of what.
 
     `payloads(k)` gives those of shard k and its fingerprint. Raises Interrupted when asked to stop.
     """
@@ -87,4 +72,21 @@ def write_missing(
                     written += 1
                 claims.release(claim_of(k))
                 advance(k + 1)
-        return written, finish_beside_others(out, claims)
+        missing = len(finish_beside_others(out, claims))
+    rows = [*rows, ("shards", f"{plan.shards} ({plan.form}), {written} of them written now")]
+    if missing:
+        rows.append(("left to other processes", f"{missing} shards"))
+    return Summary(
+        title="convert",
+        rows=tuple(rows),
+        files=(out,),
+        data={
+            "archive": str(out),
+            "teacher": plan.teacher["source"],
+            "trajectories": plan.count,
+            "shards": plan.shards,
+            "written": written,
+            "missing": missing,
+        },
+        did_nothing=not written and not missing,
+    )

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hkdpipe.manifests.ground.errors import HkdpipeError
+from hkdpipe.manifests.ground.errors import HkdpipeError, Name
 from hkdpipe.manifests.plan.plan import Plan
+from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.shared.reporting import Reporter
 
 
@@ -24,8 +25,11 @@ def check_storage(root: Path, plan: Plan, missing: Sequence[int], reporter: Repo
     place = _mount_point(root)
     if need > free and plan.codec == "none":
         raise HkdpipeError(
-            f"{root}: {product} are to be stored, {in_bytes(free)} are free on {place}; "
-            "take a smaller generation.count, fewer generation.store_steps, or another folder"
+            f"{root}: {product} are to be stored, {in_bytes(free)} are free on {place}; take a smaller ",
+            Name("count", GenerationSettings),
+            ", fewer ",
+            Name("store_steps", GenerationSettings),
+            ", or another folder",
         )
     reporter.line(f"storage: {product}; {in_bytes(free)} free on {place}")
 

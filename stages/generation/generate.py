@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from hkdpipe.manifests.archive.writer import begin, finish, write_shard
 from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.atomic_files import make_folders
 from hkdpipe.manifests.ground.claims import Claims
-from hkdpipe.manifests.ground.errors import Interrupted, InUseError, UsageError
+from hkdpipe.manifests.ground.errors import Interrupted, InUseError, Name, WrongValue
 from hkdpipe.manifests.plan.plan import Plan
 from hkdpipe.stages.generation.device_encoding import stored_numbers
 from hkdpipe.stages.generation.disk_space import check_storage
 from hkdpipe.stages.generation.worker import ALONE, Worker
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
-from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.shared.reporting import Advance, Reporter, Summary
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.numbers.precision import tf32
 from hkdpipe.trainer.teachers.sampler import evaluations, network_range, noise_levels, sample_trajectory
@@ -67,7 +67,7 @@ def generate(
         begin_beside_others(out, plan, claims, reporter)
         made: list[int] = []
         if missing_shards(out, plan):
-            made = make_shards(loaded, out, plan, worker, claims, device, reporter, stop, wait)
+            made = ShardMaker(loaded, out, plan, claims, device, reporter, stop).make(worker, wait)
         missing = finish_beside_others(out, claims)
     generated = _trajectories(plan, made)
     seconds = time.monotonic() - started
@@ -83,14 +83,10 @@ def generate(
         )
     if missing:
         rows.append(("left to other workers", f"{len(missing)} shards"))
-    following = shlex.join(
-        ["hkdpipe", "train", "--archive", str(out), "--teacher", teacher, "--out", "TRAINING"]
-    )
     return Summary(
         title="generate-trajectories",
         rows=tuple(rows),
         files=(out,),
-        next_commands=() if missing else (following,),
         data={
             "archive": str(out),
             "trajectories": plan.count,
@@ -130,7 +126,8 @@ def make_plan(teacher: Teacher, settings: GenerationSettings, licence: str = "")
     try:
         return _plan(teacher, settings, licence)
     except ValueError as error:
-        raise UsageError(f"generation.{error}") from None
+        key, _, wrong = str(error).partition(":")
+        raise WrongValue(Name(key, GenerationSettings), f":{wrong}") from None
 
 
 def _plan(teacher: Teacher, settings: GenerationSettings, licence: str) -> Plan:
@@ -234,87 +231,102 @@ def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
     }
 
 
-def make_shards(
-    teacher: Teacher,
-    out: Path,
-    plan: Plan,
-    worker: Worker,
-    claims: Claims,
-    device: torch.device,
-    reporter: Reporter,
-    stop: Callable[[], bool],
-    wait: bool = False,
-) -> list[int]:
-    """Make the missing shards of a begun archive that no other worker is making; returns their numbers,
-    with `wait` not before those of the others are made as well.
+@dataclass
+class ShardMaker:
+    """Makes shards of a begun archive: one is sampled while a thread encodes and writes the one before."""
 
-    One shard is sampled while a thread encodes and writes the one before.
-    """
-    made: list[int] = []
-    how = fingerprint(plan, device)
-    left = missing_shards(out, plan)
-    done = plan.count - _trajectories(plan, left)
-    writing: Future[None] | None = None
+    teacher: Teacher
+    out: Path
+    plan: Plan
+    claims: Claims
+    device: torch.device
+    reporter: Reporter
+    stop: Callable[[], bool]
+    made: list[int] = field(default_factory=list)
 
-    def still_planned(k: int) -> bool:
-        # A larger count given to another worker makes a last shard that was shorter a longer one.
-        return planned(out).shard_range(k) == plan.shard_range(k)
+    def make(self, worker: Worker = ALONE, wait: bool = False) -> list[int]:
+        """Make the missing shards that no other worker is making; returns their numbers.
 
-    def owned(k: int) -> bool:
-        return claims.holds(claim_of(k)) and still_planned(k)
-
-    def write(k: int, pieces: list[NDArray[Any]]) -> None:
-        try:
-            write_shard(out, plan, k, np.concatenate(pieces), how, lambda: owned(k))
-            made.append(k)
-        except InUseError as error:
-            reporter.warn(str(error))
-        finally:
-            claims.release(claim_of(k))
-
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
-        reporter.phase("generating trajectories", plan.count, "trajectories", done) as advance,
-    ):
-        while True:
-            before = len(made)
-            left = missing_shards(out, plan)
-            for k in worker.order(left):
-                if k not in left or not claims.take(claim_of(k)):
+        With `wait` not before those of the others are made as well. Raises Interrupted when asked to stop.
+        """
+        done = self._done(missing_shards(self.out, self.plan))
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+            self.reporter.phase("generating trajectories", self.plan.count, "trajectories", done) as advance,
+        ):
+            while True:
+                before = len(self.made)
+                self._make_what_is_free(worker, writer, advance)
+                if len(self.made) > before:
                     continue
-                if valid_record(out, plan, k) or not still_planned(k):
-                    # Made by another worker since the list was, or to be made longer than this one knows it.
-                    claims.release(claim_of(k))
-                    continue
-                pieces = []
-                filled = 0
-                for piece in sample_shard(teacher, plan, k, device):
-                    pieces.append(piece)
-                    filled += len(piece)
-                    advance(done + filled)
-                    if filled < _trajectories(plan, [k]) and stop():
-                        raise Interrupted(
-                            f"stopped in shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
-                        )
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(write, k, pieces)
-                # What other workers have made counts as well.
-                left = missing_shards(out, plan, left)
-                done = max(done + filled, plan.count - _trajectories(plan, left))
-                if stop():
-                    raise Interrupted(
-                        f"stopped after shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
-                    )
+                if not wait or not missing_shards(self.out, self.plan):
+                    return self.made
+                if self.stop():
+                    raise Interrupted(f"stopped while others make the last shards of {self.out}")
+                time.sleep(WAIT_SECONDS)
+
+    def _make_what_is_free(self, worker: Worker, writer: ThreadPoolExecutor, advance: Advance) -> None:
+        left = missing_shards(self.out, self.plan)
+        done = self._done(left)
+        writing: Future[None] | None = None
+        for k in worker.order(left):
+            if k not in left or not self._take(k):
+                continue
+            states = self._sample(k, done, advance)
             if writing is not None:
                 writing.result()
-            if len(made) > before:
-                continue
-            if not wait or not missing_shards(out, plan):
-                return made
-            if stop():
-                raise Interrupted(f"stopped while others make the last shards of {out}")
-            time.sleep(WAIT_SECONDS)
+            writing = writer.submit(self._write, k, states)
+            # What other workers have made counts as well.
+            left = missing_shards(self.out, self.plan, left)
+            done = max(done + len(states), self._done(left))
+            self._heed(f"after shard {k + 1}")
+        if writing is not None:
+            writing.result()
+
+    def _sample(self, k: int, done: int, advance: Advance) -> NDArray[Any]:
+        start, stop = self.plan.shard_range(k)
+        pieces: list[NDArray[Any]] = []
+        sampled = 0
+        for piece in sample_shard(self.teacher, self.plan, k, self.device):
+            pieces.append(piece)
+            sampled += len(piece)
+            advance(done + sampled)
+            if sampled < stop - start:
+                self._heed(f"in shard {k + 1}")
+        return np.concatenate(pieces)
+
+    def _write(self, k: int, states: NDArray[Any]) -> None:
+        try:
+            how = fingerprint(self.plan, self.device)
+            write_shard(self.out, self.plan, k, states, how, lambda: self._owned(k))
+            self.made.append(k)
+        except InUseError as error:
+            self.reporter.warn(str(error))
+        finally:
+            self.claims.release(claim_of(k))
+
+    def _take(self, k: int) -> bool:
+        """Claim a shard, unless it was made by another worker since, or is to be made longer."""
+        if not self.claims.take(claim_of(k)):
+            return False
+        free = valid_record(self.out, self.plan, k) is None and self._still_planned(k)
+        if not free:
+            self.claims.release(claim_of(k))
+        return free
+
+    def _owned(self, k: int) -> bool:
+        return self.claims.holds(claim_of(k)) and self._still_planned(k)
+
+    def _still_planned(self, k: int) -> bool:
+        """A larger count given to another worker makes a last shard that was shorter a longer one."""
+        return planned(self.out).shard_range(k) == self.plan.shard_range(k)
+
+    def _done(self, missing: Sequence[int]) -> int:
+        return self.plan.count - _trajectories(self.plan, missing)
+
+    def _heed(self, where: str) -> None:
+        if self.stop():
+            raise Interrupted(f"stopped {where} of {self.plan.shards}; whole shards are kept in {self.out}")
 
 
 def claim_of(k: int) -> str:

@@ -5,7 +5,6 @@ The pairs come from noise that is not the archive's own, so nothing of it can be
 
 from __future__ import annotations
 
-import shlex
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -73,36 +72,13 @@ def import_pairs(
                 f"{out}: shard {k} holds other pairs than {source} has in its place now: take another OUT, "
                 "or give new pairs names that come after all others"
             )
-    written, missing = write_missing(out, plan, payloads, reporter, stop)
-    left = sum(1 for _ in source.glob("*.npz")) - len(files)
-    rows = [
-        (
-            "pairs",
-            f"{len(files):,} of {'x'.join(map(str, plan.shape))}, as states at {plan.sigmas[0]:g} and 0",
-        ),
-        ("shards", f"{plan.shards} ({form}), {written} of them written now"),
-    ]
-    if left:
+    shape = "x".join(map(str, plan.shape))
+    rows = [("pairs", f"{len(files):,} of {shape}, as states at {plan.sigmas[0]:g} and 0")]
+    if left := sum(1 for _ in source.glob("*.npz")) - len(files):
         rows.append(
             ("not taken", f"{left:,} pairs, of classes of which there are more than the others allow")
         )
-    if missing:
-        rows.append(("left to other processes", f"{len(missing)} shards"))
-    following = ["hkdpipe", "train", "--archive", str(out), "--teacher", teacher, "--out", "TRAINING"]
-    return Summary(
-        title="convert",
-        rows=tuple(rows),
-        files=(out,),
-        next_commands=() if missing else (shlex.join(following),),
-        data={
-            "archive": str(out),
-            "pairs": len(files),
-            "shards": plan.shards,
-            "written": written,
-            "missing": len(missing),
-        },
-        did_nothing=not written and not missing,
-    )
+    return write_missing(out, plan, payloads, rows, reporter, stop)
 
 
 def read_pair(file: Path, teacher: Teacher, sigma_max: float) -> Pair:
@@ -146,13 +122,13 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
 def _label(file: Path, arrays: dict[str, NDArray[Any]], label_dim: int) -> int | None:
     if not label_dim:
         return None
-    found = arrays.get("label")
-    if found is not None and found.size == 1 and found.item() in range(label_dim):
-        return int(found.item())
-    if found is not None and np.array_equal(np.sort(found, axis=None), np.eye(label_dim)[-1]):
-        return int(found.argmax())
+    label = arrays.get("label")
+    if label is not None and label.size == 1 and label.item() in range(label_dim):
+        return int(label.item())
+    if label is not None and np.array_equal(np.sort(label, axis=None), np.eye(label_dim)[-1]):
+        return int(label.argmax())
     raise InputError(
-        f"{file}: label: got {None if found is None else found.tolist()}; accepted: a class from 0 to "
+        f"{file}: label: got {None if label is None else label.tolist()}; accepted: a class from 0 to "
         f"{label_dim - 1}, or its one-hot vector"
     )
 

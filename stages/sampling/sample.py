@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hkdpipe.manifests.ground import rng
-from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
-from hkdpipe.manifests.ground.errors import Interrupted, Name, UsageError, WrongValue
+from hkdpipe.manifests.ground.atomic_files import make_folders
+from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.stages.sampling.students import trained_classes
 from hkdpipe.stages.settings.teacher_sampling import TeacherSampling
-from hkdpipe.stages.shared.picture_grids import grid, save_png, to_uint8
-from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.shared.picture_grids import grid, save_arrays, save_png
+from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
 from hkdpipe.trainer.exports.programs import OnnxModel
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.registry import load_model
@@ -154,20 +151,14 @@ def _sample(
     images = np.empty((count, *asked.shape), dtype=np.float32)
     with reporter.phase("sampling", count, "images") as advance, torch.inference_mode():
         for start in range(0, count, BATCH_SIZE):
-            if stop():
-                raise Interrupted("stopped; nothing was written")
+            heed(stop)
             indices = range(start, min(start + BATCH_SIZE, count))
             told = None
             if labels is not None:
                 told = one_hot(labels[start : indices.stop], asked.label_dim, asked.device)
             images[start : indices.stop] = make(indices, told).cpu().numpy()
             advance(indices.stop)
-    archive = io.BytesIO()
-    arrays: dict[str, NDArray[Any]] = {"images": to_uint8(images).transpose(0, 2, 3, 1)}
-    if labels is not None:
-        arrays["labels"] = labels
-    np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
-    write_atomic(out / "samples.npz", archive.getvalue())
+    save_arrays(out / "samples.npz", images, **({} if labels is None else {"labels": labels}))
     save_png(out / "samples.png", grid(images[:PICTURED], math.ceil(math.sqrt(min(count, PICTURED)))))
     classes = [("classes", _in_words(asked.classes))] if asked.classes else []
     return Summary(
@@ -179,12 +170,12 @@ def _sample(
 
 
 def asked_classes(known: tuple[int, ...], class_number: int | None) -> tuple[int, ...]:
-    """The one that --class names, else all of those known; none of an unconditional network."""
+    """The one asked for, else all of those known; none of an unconditional network."""
     if class_number is None:
         return known
     if class_number not in known:
         accepted = _in_words(known) if known else "none, as the model knows no classes"
-        raise UsageError(f"--class: got {class_number}; accepted: {accepted}")
+        raise WrongValue(Name("class_number"), f": got {class_number}; accepted: {accepted}")
     return (class_number,)
 
 

@@ -46,7 +46,7 @@ def trained_classes(model: Path, label_dim: int) -> tuple[int, ...]:
 
 
 def sampling_noise(student: HKD, seed: int, indices: range | list[int]) -> Tensor:
-    """The unit noise (N, C, H, W) of those images of `hkdpipe sample --seed`, on the student's device."""
+    """The unit noise (N, C, H, W) of the samples of a seed with those numbers, on the student's device."""
     noise = rng.unit_noise(seed, "sampling", indices, student.image_shape)
     return torch.from_numpy(noise).to(student.device, student.dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,14 @@ def strip(
 def save_png(path: Path, picture: Image.Image) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, format="png")
+    write_atomic(path, buffer.getvalue())
+
+
+def save_arrays(path: Path, images: NDArray[np.floating], **others: NDArray[Any]) -> None:
+    """An .npz of `images` (N, C, H, W) in [-1, 1], as uint8 (N, H, W, C), and of other arrays."""
+    buffer = io.BytesIO()
+    pixels: dict[str, NDArray[Any]] = {"images": to_uint8(images).transpose(0, 2, 3, 1), **others}
+    np.savez_compressed(buffer, **pixels)  # type: ignore[arg-type]
     write_atomic(path, buffer.getvalue())
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from hkdpipe.manifests.ground.errors import Interrupted
+
 Advance = Callable[..., None]
 """advance(done: int, **values: float): the absolute amount done, and values to show beside it."""
 
@@ -50,9 +52,15 @@ class Summary:
     files: tuple[Path, ...] = ()
     next_commands: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
-    """JSON-serialisable, printed as the last line under --json."""
+    """JSON-serialisable, for programs that read it."""
     did_nothing: bool = False
     """Everything was done before."""
+
+
+def heed(stop: Callable[[], bool], kept: str = "nothing was written") -> None:
+    """Raise Interrupted when asked to stop, which says what was kept."""
+    if stop():
+        raise Interrupted(f"stopped; {kept}")
 
 
 def duration(seconds: float) -> str:

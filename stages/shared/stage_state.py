@@ -29,19 +29,19 @@ class StageState:
 
 def generation_state(archive: Path, settings: GenerationSettings) -> StageState:
     """Complete when the archive holds all the trajectories asked for."""
-    found = describe(archive)
-    complete = found["state"] == "complete" and found["count"] >= settings.count
-    state: Completeness = "complete" if complete else "partial" if found["state"] != "absent" else "absent"
-    detail = f"{found['shards_done']} of {found['shards']} shards, {found['bytes'] / 1e6:,.1f} MB"
-    if found["shards_claimed"]:
-        detail += f", {found['shards_claimed']} in the making"
-        if found["per_second"]:
-            left = (found["count"] - found["trajectories"]) / found["per_second"]
-            detail += f", {found['per_second']:,.1f} trajectories a second, {duration(left)} left"
+    archived = describe(archive)
+    complete = archived["state"] == "complete" and archived["count"] >= settings.count
+    state: Completeness = "complete" if complete else "partial" if archived["state"] != "absent" else "absent"
+    detail = f"{archived['shards_done']} of {archived['shards']} shards, {archived['bytes'] / 1e6:,.1f} MB"
+    if archived["shards_claimed"]:
+        detail += f", {archived['shards_claimed']} in the making"
+        if archived["per_second"]:
+            left = (archived["count"] - archived["trajectories"]) / archived["per_second"]
+            detail += f", {archived['per_second']:,.1f} trajectories a second, {duration(left)} left"
     return StageState(
         "generation",
         state,
-        found["trajectories"],
+        archived["trajectories"],
         settings.count,
         "trajectories",
         "" if state == "absent" else detail,
@@ -50,10 +50,10 @@ def generation_state(archive: Path, settings: GenerationSettings) -> StageState:
 
 def training_state(folder: Path, settings: TrainingSettings) -> StageState:
     """Complete when the newest checkpoint has seen the budget."""
-    found = newest_state(folder / "checkpoints")
-    if found is None:
+    newest = newest_state(folder / "checkpoints")
+    if newest is None:
         return StageState("training", "absent", 0, settings.budget, "trajectories", "")
-    path, state = found
+    path, state = newest
     complete: Completeness = "complete" if state["seen"] >= settings.budget else "partial"
     return StageState("training", complete, state["seen"], settings.budget, "trajectories", path.name)
 
@@ -64,12 +64,14 @@ def evaluation_state(
     """Complete when the measurements are those of these settings on the newest checkpoint."""
     rows = len(list((folder / "rows").glob("*.json")))
     total = len(settings.metrics)
-    found = newest_state(training_folder / "checkpoints")
+    newest = newest_state(training_folder / "checkpoints")
     metrics = read_json_if_there(folder / "metrics.json")
-    if metrics is None or found is None:
+    if metrics is None or newest is None:
         state: Completeness = "partial" if rows else "absent"
         return StageState("evaluation", state, 0, total, "metrics", f"{rows} rows measured" if rows else "")
-    current = isinstance(metrics, dict) and metrics.get("identity") == evaluation_identity(settings, found[1])
+    current = isinstance(metrics, dict) and metrics.get("identity") == evaluation_identity(
+        settings, newest[1]
+    )
     if not current or not (export / "config.json").is_file():
         return StageState(
             "evaluation", "partial", 0, total, "metrics", "of other settings or an older checkpoint"

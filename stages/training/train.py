@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.archive.reader import Archive, open_archive
-from hkdpipe.manifests.archive.reading_order import rank_slice
 from hkdpipe.manifests.ground.atomic_files import make_folders, remove_temporaries, sha256_file
 from hkdpipe.manifests.ground.claims import owning
-from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.errors import InputError, Name, UsageError, WrongValue
 from hkdpipe.manifests.ground.sections import digest, of_kind
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.shared.reporting import Reporter, Summary
@@ -59,7 +58,9 @@ def train(
     the distance that training.fd_images asks for. Every process of `world` calls this with the same
     arguments. Raises UsageError where `out` holds another training or the archive is another teacher's.
     """
-    rank_slice(0, training.batch_size, world.rank, world.size)  # refuses a batch that cannot be divided
+    if training.batch_size % world.size:
+        accepted = f": got {training.batch_size}; accepted: a multiple of the {world.size} processes"
+        raise WrongValue(Name("batch_size", TrainingSettings), accepted)
     loaded = load_teacher(teacher, device)
     with open_archive(archive, check_sizes=training.on_damage == "stop") as trajectories:
         check_archive(trajectories, loaded, training, archive)

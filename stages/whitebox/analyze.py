@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,11 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from hkdpipe.manifests.ground.atomic_files import make_folders, read_json_if_there, write_atomic, write_json
-from hkdpipe.manifests.ground.errors import Interrupted
 from hkdpipe.stages.reports.report import REPORT, write_report
 from hkdpipe.stages.sampling.students import load_hkd, sampling_labels, sampling_noise, trained_classes
 from hkdpipe.stages.shared.picture_grids import save_png, strip
-from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
 from hkdpipe.stages.whitebox.band_measurements import (
     BandEffect,
     Generated,
@@ -134,7 +132,7 @@ def analyze(
         parts = []
         for part in generated(student, noise, labels):
             parts.append(part)
-            _check(stop)
+            heed(stop, "the analysis begins anew")
         analysis = _Analysis(student, out, bands, parts, [])
         sections.append(_spectrum(analysis))
         advance(1)
@@ -143,7 +141,7 @@ def analyze(
         for level in divided:
             for band in bands:
                 effects.append(band_effect(student, parts, band, level))
-                _check(stop)
+                heed(stop, "the analysis begins anew")
         sections.append(_masking(analysis, effects))
         advance(2)
         sections.append(_frequencies(analysis, effects))
@@ -176,11 +174,6 @@ def analyze(
             for effect in whole
         ),
         files=(*analysis.files, out / "analysis.json"),
-        next_commands=(
-            shlex.join(
-                ["hkdpipe", "interpolate", "--model", str(model), "--out", str(out / "interpolation")]
-            ),
-        ),
         data={"analysis": str(out / "analysis.json"), "bands": [_row(effect) for effect in whole]},
     )
 
@@ -194,11 +187,6 @@ def shown_in_report(summary: Summary, evaluation: Path) -> Summary:
     return replace(summary, files=(*summary.files, evaluation / REPORT))
 
 
-def _check(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise Interrupted("stopped; the analysis begins anew")
-
-
 def _spectrum(analysis: _Analysis) -> Section:
     student = analysis.model
     spectra, dt = level_spectra(student), whole_evolution(student)
@@ -207,10 +195,8 @@ def _spectrum(analysis: _Analysis) -> Section:
         modulus = spectrum.propagator(dt).abs()
         for name, part in (("alpha", spectrum.alpha), ("beta", spectrum.beta), ("modulus", modulus)):
             quantiles = np.quantile(part.numpy(), QUANTILES)
-            found = {
-                f"q{quantile:g}": float(value) for quantile, value in zip(QUANTILES, quantiles, strict=True)
-            }
-            rows.append({"level": level, "of": name, "pairs": spectrum.alpha.numel(), **found})
+            named = {f"q{of:g}": float(value) for of, value in zip(QUANTILES, quantiles, strict=True)}
+            rows.append({"level": level, "of": name, "pairs": spectrum.alpha.numel(), **named})
     changes = []
     for level in spectra:
         numbers = [number for number, shape in enumerate(student.shapes) if shape[1] == level]
@@ -302,12 +288,12 @@ def _frequencies(analysis: _Analysis, effects: Sequence[BandEffect]) -> Section:
             Panel("power lost / the image's own", "cycles an image", cycles, ratios),
         ]
     )
-    found = "; ".join(f"{e.band}: {e.frequency:.2f} ({e.low:.0%} low)" for e in whole)
+    lost = "; ".join(f"{e.band}: {e.frequency:.2f} ({e.low:.0%} low)" for e in whole)
     means = [effect.frequency for effect in whole]
     text = (
         "What an image loses without a band, by the spatial frequency of the loss (radial power spectrum of "
         "the difference). Mean frequency in cycles an image, and the share up to a quarter of the highest "
-        f"frequency: {found}; the images themselves: {mean_frequency(own):.2f} "
+        f"frequency: {lost}; the images themselves: {mean_frequency(own):.2f} "
         f"({low_share(own, images.shape[-1]):.0%} low). The bands' means lie within "
         f"{max(means) - min(means):.2f} cycles."
     )
@@ -322,7 +308,7 @@ def _frequencies(analysis: _Analysis, effects: Sequence[BandEffect]) -> Section:
         for k, power in enumerate(e.power)
     ]
     table += [{"level": "", "band": "images", "cycles": k, "power": float(p)} for k, p in enumerate(own)]
-    picture = analysis.plot("frequencies", figure, f"Power by spatial frequency. {found}", ("png", "svg"))
+    picture = analysis.plot("frequencies", figure, f"Power by spatial frequency. {lost}", ("png", "svg"))
     written = analysis.table("frequencies", "Power by spatial frequency", table)
     return Section("Bands and spatial frequencies", text, [picture], [written])
 

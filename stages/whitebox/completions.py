@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hkdpipe.manifests.ground import rng
-from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
-from hkdpipe.manifests.ground.errors import Interrupted, UsageError
+from hkdpipe.manifests.ground.atomic_files import make_folders
+from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.stages.sampling.students import load_hkd
 from hkdpipe.stages.settings.completion_settings import CompletionSettings
-from hkdpipe.stages.shared.picture_grids import save_png, strip, to_uint8
-from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.shared.picture_grids import save_arrays, save_png, strip, to_uint8
+from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
 from hkdpipe.stages.whitebox.masks import read_mask
 from hkdpipe.stages.whitebox.subjects import Subjects, read_subjects
 from hkdpipe.trainer.images.colour import chroma, into_gamut, luminance
@@ -51,8 +50,7 @@ class Task:
         parts = []
         with reporter.phase(self.purpose, total, "images") as advance:
             for start in range(0, total, BATCH_SIZE):
-                if stop():
-                    raise Interrupted("stopped; nothing was written")
+                heed(stop)
                 numbers = np.arange(start, min(start + BATCH_SIZE, total))
                 parts.append(self._batch(numbers, settings, levels))
                 advance(int(numbers[-1]) + 1)
@@ -74,7 +72,7 @@ class Task:
 
 def inpaint(
     model: Path,
-    source: str,
+    image: str,
     mask: str,
     out: Path,
     settings: CompletionSettings,
@@ -86,31 +84,28 @@ def inpaint(
 ) -> Summary:
     """Make up what a mask hides of pictures; write `out`/inpainted.png and .npz (uint8 (N * count, H, W, C)).
 
-    `source` is read by `read_subjects`, `mask` by `read_mask`; pixels from 0.5 on are painted, the others
+    `image` is read by `read_subjects`, `mask` by `read_mask`; pixels from 0.5 on are painted, the others
     kept exactly. Completion c of picture p depends on (seed, p, c) alone, to the rounding that the size of a
     network batch brings.
     """
     student = load_hkd(model, device)
-    subjects = read_subjects(source, "--image", student, model, class_number)
+    subjects = read_subjects(image, Name("image"), student, model, class_number)
     painted = (read_mask(mask, *student.image_shape[1:]) >= 0.5).to(device)
     task = Task(student, subjects, lambda images: keep_pixels(images, painted), "inpainting")
-    found = task.completions(settings, reporter, stop)
+    made = task.completions(settings, reporter, stop)
     rows = [("mask", f"{mask}, {painted.float().mean():.0%} painted")]
     data = {"painted": painted.float().mean().item()}
     if settings.count > 1 and painted.any():
-        variety = found[..., painted.cpu()].var(dim=1).mean().sqrt().item()
+        variety = made[..., painted.cpu()].var(dim=1).mean().sqrt().item()
         rows.append(("deviation between completions, painted pixels", f"{variety:.3f}"))
         data["variety"] = variety
     known = keep_pixels(subjects.images, painted)(torch.zeros_like(subjects.images))
-    again = (
-        f"hkdpipe edit --model {model} --image {subjects.names[0]} --reference IMAGE --out {out / 'edited'}"
-    )
-    return _written(again, out / "inpainted", task, known, found, rows, data)
+    return _written(out / "inpainted", task, known, made, rows, data)
 
 
 def colorize(
     model: Path,
-    source: str,
+    image: str,
     out: Path,
     settings: CompletionSettings,
     *,
@@ -121,22 +116,22 @@ def colorize(
 ) -> Summary:
     """Make up the colours of pictures; write `out`/colorized.png and .npz (uint8 (N * count, H, W, C)).
 
-    `source` is read by `read_subjects`, of one channel or three, of which the luminance alone is used; it is
+    `image` is read by `read_subjects`, of one channel or three, of which the luminance alone is used; it is
     kept to rounding. UsageError for a model of grey images.
     """
     student = load_hkd(model, device)
     if student.image_shape[0] != 3:
-        raise UsageError(f"--model {model}: makes grey images; accepted: a model of colour images")
-    subjects = read_subjects(source, "--image", student, model, class_number, grey=True)
+        raise WrongValue(Name("model"), f" {model}: makes grey images; accepted: a model of colour images")
+    subjects = read_subjects(image, Name("image"), student, model, class_number, grey=True)
     subjects = replace(subjects, images=subjects.images.expand(-1, 3, -1, -1))
     task = Task(student, subjects, keep_luminance, "colorization")
-    found = into_gamut(task.completions(settings, reporter, stop).flatten(0, 1))
+    made = into_gamut(task.completions(settings, reporter, stop).flatten(0, 1))
     wanted = luminance(subjects.images.cpu()).repeat_interleave(settings.count, dim=0)
-    error = (luminance(torch.from_numpy(to_uint8(found.numpy())).float()) - (wanted * 127.5 + 127.5)).abs()
-    colours = chroma(found).mean(dim=(2, 3)).unflatten(0, (-1, settings.count))
+    error = (luminance(torch.from_numpy(to_uint8(made.numpy())).float()) - (wanted * 127.5 + 127.5)).abs()
+    colours = chroma(made).mean(dim=(2, 3)).unflatten(0, (-1, settings.count))
     data = {
         "luminance_error": error.max().item(),
-        "chroma": chroma(found).square().sum(dim=1).mean().sqrt().item(),
+        "chroma": chroma(made).square().sum(dim=1).mean().sqrt().item(),
     }
     rows = [
         ("luminance kept to", f"{data['luminance_error']:.2f} of 255 levels"),
@@ -147,28 +142,24 @@ def colorize(
         data["hue_spread"] = (1 - hues.mean(dim=1).norm(dim=1)).mean().item()
         rows.append(("spread of a picture's hues (0: one hue, 1: all)", f"{data['hue_spread']:.2f}"))
     known = luminance(subjects.images).expand_as(subjects.images)
-    found = found.unflatten(0, (-1, settings.count))
-    again = f"hkdpipe inpaint --model {model} --image {subjects.names[0]} --out {out / 'inpainted'}"
-    return _written(again, out / "colorized", task, known, found, rows, data)
+    made = made.unflatten(0, (-1, settings.count))
+    return _written(out / "colorized", task, known, made, rows, data)
 
 
 def _written(
-    next_command: str,
     place: Path,
     task: Task,
     known: Tensor,
-    found: Tensor,
+    made: Tensor,
     rows: list[tuple[str, str]],
     data: dict[str, float],
 ) -> Summary:
     """Write `place`.png, a row for each picture, and `place`.npz."""
     make_folders(place.parent)
-    archive = io.BytesIO()
-    np.savez_compressed(archive, images=to_uint8(found.flatten(0, 1).numpy()).transpose(0, 2, 3, 1))
-    write_atomic(place.with_suffix(".npz"), archive.getvalue())
-    pictures, completions = (min(size, most) for size, most in zip(found.shape[:2], PICTURED, strict=True))
+    save_arrays(place.with_suffix(".npz"), made.flatten(0, 1).numpy())
+    pictures, completions = (min(size, most) for size, most in zip(made.shape[:2], PICTURED, strict=True))
     sheet = [
-        torch.cat([task.subjects.images[row, None].cpu(), known[row, None].cpu(), found[row, :completions]])
+        torch.cat([task.subjects.images[row, None].cpu(), known[row, None].cpu(), made[row, :completions]])
         for row in range(pictures)
     ]
     columns = ["given", "known", *map(str, range(completions))]
@@ -176,8 +167,12 @@ def _written(
     save_png(place.with_suffix(".png"), picture)
     return Summary(
         title=place.name,
-        rows=(("pictures", f"{len(found):,}, {found.shape[1]:,} completions each"), *rows),
+        rows=(("pictures", f"{len(made):,}, {made.shape[1]:,} completions each"), *rows),
         files=(place.with_suffix(".png"), place.with_suffix(".npz")),
-        next_commands=(next_command,),
-        data={"images": str(place.with_suffix(".npz")), "picture": str(place.with_suffix(".png")), **data},
+        data={
+            "images": str(place.with_suffix(".npz")),
+            "picture": str(place.with_suffix(".png")),
+            "first_picture": task.subjects.names[0],
+            **data,
+        },
     )

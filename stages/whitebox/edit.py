@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
-from hkdpipe.manifests.ground.errors import Interrupted, UsageError
+from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.stages.sampling.students import load_hkd
-from hkdpipe.stages.shared.picture_grids import save_png, strip, to_uint8
-from hkdpipe.stages.shared.reporting import Reporter, Summary
+from hkdpipe.stages.shared.picture_grids import save_arrays, save_png, strip
+from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
 from hkdpipe.stages.whitebox.masks import read_mask
 from hkdpipe.stages.whitebox.subjects import Subjects, read_subjects
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.teachers.sampler import invert, sigma_schedule
+from hkdpipe.trainer.teachers.sampler import invert
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 from hkdpipe.trainer.whitebox.bands import BANDS, Band, band_masks
-from hkdpipe.trainer.whitebox.editing import Observed, at_every_level, content_kept, inject
+from hkdpipe.trainer.whitebox.editing import Observed, at_every_level, content_kept, inject, middle_level
 
 SIDE = 72  # pixels an image is enlarged to, at least
 INVERSION_STEPS = 40
@@ -45,7 +44,7 @@ class Edit:
 
 def edit(
     model: Path,
-    source: str,
+    image: str,
     reference: str,
     out: Path,
     wanted: Edit,
@@ -63,18 +62,18 @@ def edit(
     The .npz holds `images`, uint8 (rows of the .csv, H, W, C).
     """
     student = load_hkd(model, device)
-    time = sigma_schedule(3, student.sigma_min, student.sigma_max, student.rho)[1].item()
-    time = time if wanted.time is None else wanted.time
+    time = middle_level(student) if wanted.time is None else wanted.time
     if not student.sigma_min <= time <= student.sigma_max:
-        raise UsageError(
-            f"--time: got {time:g}; accepted: noise levels of the trajectory, from {student.sigma_min:g} to "
-            f"{student.sigma_max:g}"
+        raise WrongValue(
+            Name("time"),
+            f": got {time:g}; accepted: noise levels of the trajectory, from {student.sigma_min:g} to "
+            f"{student.sigma_max:g}",
         )
     painted = read_mask(wanted.mask, *student.image_shape[1:]).to(device)
     inverter = None if teacher is None else _fitting(teacher, student, device)
     given = [
-        _one(read_subjects(text, option, student, model, class_number), option, text)
-        for text, option in ((source, "--image"), (reference, "--reference"))
+        _one(read_subjects(source, name, student, model, class_number), name, source)
+        for source, name in ((image, Name("image")), (reference, Name("reference")))
     ]
     bands = {str(wanted.band): wanted.band}
     if wanted.all_bands:
@@ -82,16 +81,16 @@ def edit(
     with reporter.phase("editing", 2 + len(bands), "parts") as advance, torch.inference_mode():
         seen = []
         for one in given:
-            _check(stop)
+            heed(stop)
             seen.append(_observed(student, one, inverter))
             advance(len(seen))
         original, other = seen
         ends = [student.decode(one.at(student, student.sigma_min), given[0].labels) for one in seen]
         if torch.equal(*ends):
-            raise UsageError(f"--reference: got {reference}, the image itself; accepted: another")
+            raise WrongValue(Name("reference"), f": got {reference}, the image itself; accepted: another")
         edited = {}
         for name, band in bands.items():
-            _check(stop)
+            heed(stop)
             weights = at_every_level(band_masks(student, band), painted)
             edited[name] = inject(student, original, other, time, weights, wanted.ratios, given[0].labels)
             advance(2 + len(edited))
@@ -108,7 +107,7 @@ def edit(
     }
     files = tuple(out / f"edit.{suffix}" for suffix in ("png", "csv", "npz"))
     return Summary(
-        title=f"edit of {source} by {reference} at sigma {time:.3g}, mask {wanted.mask}",
+        title=f"edit of {image} by {reference} at sigma {time:.3g}, mask {wanted.mask}",
         header=("band", "ratio", "change inside", "outside", "low frequencies kept", "high kept"),
         rows=tuple(
             (
@@ -120,7 +119,6 @@ def edit(
             for row in rows
         ),
         files=files,
-        next_commands=(f"hkdpipe inpaint --model {model} --image {source} --out {out / 'inpainted'}",),
         data={
             "picture": str(files[0]),
             "images": str(files[2]),
@@ -131,29 +129,22 @@ def edit(
     )
 
 
-def _check(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise Interrupted("stopped; nothing was written")
-
-
-def _one(subjects: Subjects, option: str, text: str) -> Subjects:
+def _one(subjects: Subjects, name: Name, source: str) -> Subjects:
     if len(subjects.images) > 1:
-        raise UsageError(
-            f"{option} {text}: holds {len(subjects.images)} pictures; accepted: one, as {text}:0"
-        )
+        held = f"holds {len(subjects.images)} pictures; accepted: one, as {source}:0"
+        raise WrongValue(name, f" {source}: {held}")
     return subjects
 
 
-def _fitting(source: str, student: HKD, device: torch.device) -> Teacher:
-    teacher = load_teacher(source, device)
-    shapes = teacher.image_shape, student.image_shape
-    if shapes[0] != shapes[1] or teacher.arch.label_dim != student.arch.label_dim:
-        found, wanted = ("x".join(map(str, shape)) for shape in shapes)
-        raise UsageError(
-            f"--teacher {source}: of images {found} and {teacher.arch.label_dim} classes; accepted: "
-            f"{wanted} and {student.arch.label_dim}, as the model's"
-        )
-    return teacher
+def _fitting(teacher: str, student: HKD, device: torch.device) -> Teacher:
+    loaded = load_teacher(teacher, device)
+    theirs, own = (
+        f"{'x'.join(map(str, of.image_shape))} and {of.arch.label_dim}" for of in (loaded, student)
+    )
+    if theirs != own:
+        accepted = f"of images {theirs} classes; accepted: {own}, as the model's"
+        raise WrongValue(Name("teacher"), f" {teacher}: {accepted}")
+    return loaded
 
 
 def _observed(student: HKD, one: Subjects, teacher: Teacher | None) -> Observed:
@@ -197,7 +188,4 @@ def _write(
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(out / "edit.csv", text.getvalue().encode())
-    archive = io.BytesIO()
-    images = torch.cat(list(edited.values())).cpu().numpy()
-    np.savez_compressed(archive, images=to_uint8(images).transpose(0, 2, 3, 1))
-    write_atomic(out / "edit.npz", archive.getvalue())
+    save_arrays(out / "edit.npz", torch.cat(list(edited.values())).cpu().numpy())

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hkdpipe.manifests.ground.errors import InputError
+from hkdpipe.manifests.ground.errors import InputError, Name
 from hkdpipe.trainer.images.image_sets import load_images
 
 MASKS = {
@@ -22,23 +22,26 @@ MASKS = {
 """Top, bottom, left and right, in quarters of the picture."""
 
 
-def read_mask(source: str, height: int, width: int) -> Tensor:
+def read_mask(mask: str, height: int, width: int) -> Tensor:
     """How much each pixel is to change, (H, W) in [0, 1]: one of MASKS, or a grey picture of that size.
 
     Of a picture, white is 1 and black 0. InputError where it has another size, or colours.
     """
-    if source in MASKS:
-        mask = torch.zeros(height, width)
-        top, bottom, left, right = MASKS[source]
-        mask[top * height // 4 : bottom * height // 4, left * width // 4 : right * width // 4] = 1
-        return mask
-    if not Path(source).is_file():
-        raise InputError(f"--mask {source}: no such file; accepted: a grey picture, or {', '.join(MASKS)}")
-    images = torch.from_numpy(load_images(source))
-    if images.shape != (1, 1, height, width):
-        found = "x".join(map(str, images.shape[1:]))
+    if mask in MASKS:
+        pixels = torch.zeros(height, width)
+        top, bottom, left, right = MASKS[mask]
+        pixels[top * height // 4 : bottom * height // 4, left * width // 4 : right * width // 4] = 1
+        return pixels
+    if not Path(mask).is_file():
         raise InputError(
-            f"--mask {source}: a picture of {found} (channels, height, width); accepted: 1x{height}x{width}, "
-            "grey, as the model's images are large"
+            Name("mask"), f" {mask}: no such file; accepted: a grey picture, or {', '.join(MASKS)}"
+        )
+    images = torch.from_numpy(load_images(mask))
+    if images.shape != (1, 1, height, width):
+        shape = "x".join(map(str, images.shape[1:]))
+        raise InputError(
+            Name("mask"),
+            f" {mask}: a picture of {shape} (channels, height, width); accepted: 1x{height}x{width}, grey, "
+            "as the model's images are large",
         )
     return (images[0, 0] + 1) / 2

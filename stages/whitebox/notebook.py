@@ -26,9 +26,8 @@ from hkdpipe.stages.whitebox.masks import read_mask
 from hkdpipe.stages.whitebox.plots import check_plots, picture_figure, spectrum_figure
 from hkdpipe.stages.whitebox.subjects import Subjects
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.teachers.sampler import sigma_schedule
 from hkdpipe.trainer.whitebox.bands import BANDS, THIRDS, Band, band_masks, masked
-from hkdpipe.trainer.whitebox.editing import Observed, at_every_level, inject, keep_pixels
+from hkdpipe.trainer.whitebox.editing import Observed, at_every_level, inject, keep_pixels, middle_level
 from hkdpipe.trainer.whitebox.spectrum import LevelSpectrum, level_spectra, whole_evolution
 
 if TYPE_CHECKING:
@@ -79,8 +78,7 @@ def edit(
     It is mixed in at noise level `time`; None: the midpoint of Karras' time.
     """
     check_plots()
-    if time is None:
-        time = sigma_schedule(3, model.sigma_min, model.sigma_max, model.rho)[1].item()
+    time = middle_level(model) if time is None else time
     start = noise.new_tensor([model.sigma_max])
     own, other = (
         Observed(model.encode(unit * model.sigma_max, start, labels), model.sigma_max)
@@ -102,17 +100,17 @@ def inpaint(
     settings: CompletionSettings | None = None,
     labels: Tensor | None = None,
 ) -> tuple[Tensor, Figure]:
-    """Completions (count, N, C, H, W) of images (N, C, H, W) where the mask hides them: `hkdpipe inpaint`."""
+    """Completions (count, N, C, H, W) of images (N, C, H, W) where the mask hides them."""
     check_plots()
     settings = settings or CompletionSettings()
     painted = (read_mask(mask, *model.image_shape[1:]) >= 0.5).to(model.device)
     numbers = [str(number) for number in range(len(images))]
     subjects = Subjects(numbers, images, labels)
     task = Task(model, subjects, lambda some: keep_pixels(some, painted), "inpainting")
-    found = task.completions(settings, Silent(), lambda: False).unbind(dim=1)
-    rows = [images, keep_pixels(images, painted)(torch.zeros_like(images)), *found]
+    completed = task.completions(settings, Silent(), lambda: False).unbind(dim=1)
+    rows = [images, keep_pixels(images, painted)(torch.zeros_like(images)), *completed]
     captions = ["given", "known", *(f"completion {number}" for number in range(settings.count))]
-    return torch.stack(found), _figure(rows, captions, numbers)
+    return torch.stack(completed), _figure(rows, captions, numbers)
 
 
 def _figure(rows: Sequence[Tensor], captions: Sequence[str], columns: Sequence[str]) -> Figure:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.errors import InputError, Name, WrongValue
 from hkdpipe.stages.sampling.sample import asked_classes
 from hkdpipe.stages.sampling.students import sampling_labels, sampling_noise, trained_classes
 from hkdpipe.trainer.images.image_sets import select_images
@@ -33,12 +33,12 @@ class Subjects:
 
 
 def read_subjects(
-    source: str, option: str, student: HKD, model: Path, class_number: int | None, grey: bool = False
+    source: str, name: Name, student: HKD, model: Path, class_number: int | None, grey: bool = False
 ) -> Subjects:
-    """SEED[:NUMBER], an image of `hkdpipe sample --seed SEED`; or pictures, as `select_images` reads them.
+    """SEED[:NUMBER], a sample of that seed; or pictures, as `select_images` reads them.
 
     A conditional model is told `class_number`; without it, of its own samples, the class that they are drawn
-    with. `grey`: pictures of one channel serve a colour model, too. Raises UsageError, naming `option`, where
+    with. `grey`: pictures of one channel serve a colour model, too. Raises WrongValue, naming `name`, where
     a class is missing or unknown, and InputError where the pictures do not have the model's shape.
     """
     label_dim = student.arch.label_dim
@@ -53,13 +53,13 @@ def read_subjects(
     channels, height, width = student.image_shape
     if images.shape[2:] != (height, width) or images.shape[1] not in ({1, channels} if grey else {channels}):
         raise InputError(
-            f"{option} {source}: {_kind(images.shape[1:])}; accepted: "
-            f"{_kind((channels, height, width))}{', or grey' if grey else ''}, as the model's images are"
+            name,
+            f" {source}: {_kind(images.shape[1:])}; accepted: "
+            f"{_kind((channels, height, width))}{', or grey' if grey else ''}, as the model's images are",
         )
     if label_dim and class_number is None:
-        raise UsageError(
-            f"--class: missing; the model is told classes, and {option} {source} does not say its own"
-        )
+        missing = (Name("class_number"), ": missing; the model is told classes, and ", name)
+        raise WrongValue(*missing, f" {source} does not say its own")
     labels = one_hot(np.repeat(classes, len(images)), label_dim, student.device) if label_dim else None
     names = [source] if len(images) == 1 else [f"{source}:{number}" for number in range(len(images))]
     return Subjects(names, torch.from_numpy(images).to(student.device, student.dtype), labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from hkdpipe.manifests.archive.reader import Archive, open_archive
 from hkdpipe.manifests.ground.atomic_files import make_folders
-from hkdpipe.manifests.ground.errors import Interrupted, UsageError
+from hkdpipe.manifests.ground.errors import Name, UsageError, WrongValue
 from hkdpipe.stages.sampling.students import load_hkd, sampling_labels, sampling_noise, trained_classes
 from hkdpipe.stages.shared.picture_grids import save_animation, save_png, strip
-from hkdpipe.stages.shared.reporting import Summary
+from hkdpipe.stages.shared.reporting import Summary, heed
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.whitebox.interpolation import linear, spherical
@@ -43,7 +42,7 @@ def trajectory(
     student = load_hkd(model, device)
     with open_archive(archive) as trajectories:
         _check_fits(student, trajectories, model)
-        _check_indices("--index", indices, len(trajectories))
+        _check_indices(Name("indices"), indices, len(trajectories))
         sigmas = trajectories.sigmas
         states = trajectories.read(indices, range(len(sigmas))).astype(np.float32)
         labels = one_hot(trajectories.plan.labels(indices), student.arch.label_dim, device)
@@ -52,8 +51,7 @@ def trajectory(
     seen, evolved = [], []
     first = student.encode(x[:, 0], levels[:1].expand(len(x)), labels)
     for state, level in enumerate(levels[:-1]):
-        if stop():
-            raise Interrupted("stopped; nothing was written")
+        heed(stop)
         seen.append(student.predict(x[:, state], level.expand(len(x)), labels))
         evolved.append(student.decode(student.evolve(first, levels[:1], level[None]), labels))
     # Of the end nothing is predicted: it is shown itself.
@@ -82,9 +80,6 @@ def trajectory(
             ("note", "partially evolved observables are outside of what the decoder was trained on"),
         ),
         files=tuple(files),
-        next_commands=(
-            shlex.join(["hkdpipe", "analyze", "--model", str(model), "--out", str(out / "analysis")]),
-        ),
         data={"picture": str(files[0]), "indices": list(indices)},
     )
 
@@ -112,10 +107,11 @@ def interpolate(
     numbers = sorted({number for pair in pairs for number in pair})
     for one, other in pairs:
         if one == other:
-            raise UsageError(f"--between: got {one} {other}; accepted: two different numbers")
+            raise WrongValue(Name("pairs"), f": got {one} {other}; accepted: two different numbers")
     if archive is None:
         if time is not None:
-            raise UsageError("--time: accepted with --archive only, whose trajectories have states between")
+            only = " only, whose trajectories have states between"
+            raise WrongValue(Name("time"), ": accepted with ", Name("archive"), only)
         noise = sampling_noise(student, seed, numbers)
         classes = trained_classes(model, student.arch.label_dim)
         labels = sampling_labels(student, seed, numbers, classes)
@@ -123,7 +119,7 @@ def interpolate(
     else:
         with open_archive(archive) as trajectories:
             _check_fits(student, trajectories, model)
-            _check_indices("--between", numbers, len(trajectories))
+            _check_indices(Name("pairs"), numbers, len(trajectories))
             sigmas = trajectories.sigmas
             state = _nearest_state(sigmas, time)
             read = trajectories.read(numbers, [0, state]).astype(np.float32)
@@ -136,8 +132,7 @@ def interpolate(
     weights = torch.linspace(0, 1, steps, dtype=student.dtype, device=device)
     by_noise, by_latents = [], []
     for one, other in ((place[one], place[other]) for one, other in pairs):
-        if stop():
-            raise Interrupted("stopped; nothing was written")
+        heed(stop)
         told = None if labels is None else linear(labels[one], labels[other], weights)
         by_noise.append(student.sample(spherical(noise[one], noise[other], weights), told))
         mixed = [linear(tensor[one], tensor[other], weights) for tensor in observed]
@@ -150,8 +145,6 @@ def interpolate(
     files = [out / "interpolation.png"]
     save_png(files[0], strip(sheet, captions, columns))
     files += _animate(out, "interpolation", rows, columns)
-    source = ["--archive", str(archive)] if archive is not None else ["--seed", str(seed)]
-    more = ["--between", *map(str, pairs[0]), "--steps", str(2 * steps), "--out", str(out)]
     return Summary(
         title="interpolate",
         rows=(
@@ -160,7 +153,6 @@ def interpolate(
             ("images each", str(steps)),
         ),
         files=tuple(files),
-        next_commands=(shlex.join(["hkdpipe", "interpolate", "--model", str(model), *source, *more]),),
         data={"picture": str(files[0]), "pairs": [list(pair) for pair in pairs], "sigma": sigma},
     )
 
@@ -176,10 +168,10 @@ def _check_fits(student: HKD, archive: Archive, model: Path) -> None:
         )
 
 
-def _check_indices(option: str, indices: Sequence[int], count: int) -> None:
+def _check_indices(name: Name, indices: Sequence[int], count: int) -> None:
     wrong = [index for index in indices if not 0 <= index < count]
     if wrong:
-        raise UsageError(f"{option}: got {wrong[0]}; accepted: trajectories from 0 to {count - 1}")
+        raise WrongValue(name, f": got {wrong[0]}; accepted: trajectories from 0 to {count - 1}")
 
 
 def _nearest_state(sigmas: NDArray[np.float64], time: float | None) -> int:
@@ -188,7 +180,8 @@ def _nearest_state(sigmas: NDArray[np.float64], time: float | None) -> int:
     if time is None:
         return 0
     if not known[-1] <= time <= known[0]:
-        raise UsageError(f"--time: got {time:g}; accepted: noise levels from {known[-1]:g} to {known[0]:g}")
+        accepted = f"noise levels from {known[-1]:g} to {known[0]:g}"
+        raise WrongValue(Name("time"), f": got {time:g}; accepted: {accepted}")
     return int(np.abs(np.log(known / time)).argmin())
 
 

@@ -28,7 +28,6 @@ from hkdpipe.manifests.ground.claims import Claims
 from hkdpipe.manifests.plan.plan import Plan
 from hkdpipe.manifests.plan.state_type import finite
 from hkdpipe.stages.generation import generate as stage
-from hkdpipe.stages.generation.worker import ALONE
 from hkdpipe.stages.shared.reporting import Silent
 from hkdpipe.trainer.teachers.teacher import Teacher
 
@@ -90,7 +89,7 @@ def paced(plan: Plan, states: NDArray[Any]) -> tuple[float, float]:
         began, busy = time.perf_counter(), time.thread_time()
         device = torch.device("cpu")
         nobody = cast(Teacher, None)
-        stage.make_shards(nobody, Path(folder), plan, ALONE, claims, device, Silent(), lambda: False)
+        stage.ShardMaker(nobody, Path(folder), plan, claims, device, Silent(), lambda: False).make()
         took, busy = time.perf_counter() - began, time.thread_time() - busy
     stage.sample_batch = own
     return took / seconds - 1, busy / seconds

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # known where it is available
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from hkdpipe.manifests.ground.errors import HkdpipeError, UsageError, first_line
+from hkdpipe.manifests.ground.errors import HkdpipeError, Name, WrongValue, first_line
 from hkdpipe.trainer.loop.world import World, meeting_place
 
 PATIENCE = datetime.timedelta(minutes=10)
@@ -29,25 +29,25 @@ class _ProcessGone(HkdpipeError):
     """What connects the processes failed."""
 
 
-def choose_device(name: str, world: World) -> torch.device:
+def choose_device(device: str, world: World) -> torch.device:
     """'auto', 'cpu', 'cuda' or 'cuda:N' as a device of this process. Raises UsageError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cpu":
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
         return torch.device("cpu")
     try:
-        device = torch.device(name)
+        chosen = torch.device(device)
+        known = chosen.type == "cuda"
     except RuntimeError:
-        raise UsageError(f"--device: got '{name}'; accepted: auto, cpu, cuda, cuda:N") from None
-    if device.type != "cuda":
-        raise UsageError(f"--device: got '{name}'; accepted: auto, cpu, cuda, cuda:N")
-    if device.index is None:
-        device = torch.device("cuda", world.local_rank)
-    if device.index >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device: {device} is not there; this machine has {torch.cuda.device_count()} GPUs"
-        )
-    return device
+        known = False
+    if not known:
+        raise WrongValue(Name("device"), f": got '{device}'; accepted: auto, cpu, cuda, cuda:N")
+    if chosen.index is None:
+        chosen = torch.device("cuda", world.local_rank)
+    if chosen.index >= torch.cuda.device_count():
+        there = f"this machine has {torch.cuda.device_count()} GPUs"
+        raise WrongValue(Name("device"), f": {chosen} is not there; {there}")
+    return chosen
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Name, UsageError, WrongValue
 from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
 from hkdpipe.trainer.whitebox.spectrum import pair_eigenvalues
 
 
@@ -58,9 +59,8 @@ def operator_levels(model: HKD) -> list[int]:
     """The heights of the tensors that have an operator, finest first. UsageError where there is none."""
     levels = sorted({model.shapes[number][1] for number in pair_eigenvalues(model)}, reverse=True)
     if not levels:
-        raise UsageError(
-            "model: it has no operator (koopman.hierarchy = 'none'), so nothing to take bands of"
-        )
+        hierarchy = Name("hierarchy", KoopmanSettings)
+        raise WrongValue("model: it has no operator (", hierarchy, " = 'none'), so nothing to take bands of")
     return levels
 
 

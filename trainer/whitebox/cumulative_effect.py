@@ -59,8 +59,8 @@ def radial_power(images: Tensor) -> Tensor:
     cycles = torch.fft.fftfreq(size, 1 / size, device=images.device)
     ring = torch.hypot(cycles[:, None], cycles[None, :]).round().long().flatten()
     power = torch.fft.fft2(images.double(), norm="ortho").abs().square().sum(dim=1).flatten(1)
-    found = torch.zeros(len(images), int(ring.max()) + 1, dtype=torch.float64, device=images.device)
-    return found.index_add_(1, ring, power)
+    by_frequency = torch.zeros(len(images), int(ring.max()) + 1, dtype=torch.float64, device=images.device)
+    return by_frequency.index_add_(1, ring, power)
 
 
 def mean_frequency(power: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.trainer.images.colour import LUMINANCE
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.teachers.sampler import sigma_schedule
@@ -20,7 +20,7 @@ Keep = Callable[[Tensor], Tensor]
 
 def keep_pixels(images: Tensor, painted: Tensor) -> Keep:
     """Known are the pixels of `images` (N, C, H, W) where `painted` (H, W), of truth values, is false."""
-    return lambda found: torch.where(painted, found, images)
+    return lambda made: torch.where(painted, made, images)
 
 
 def keep_luminance(images: Tensor) -> Keep:
@@ -31,9 +31,9 @@ def keep_luminance(images: Tensor) -> Keep:
     """
     weights = images.new_tensor(LUMINANCE)[:, None, None]
 
-    def keep(found: Tensor) -> Tensor:
-        missing = ((images - found) * weights).sum(dim=1, keepdim=True)
-        return found + missing * weights / weights.square().sum()
+    def keep(made: Tensor) -> Tensor:
+        missing = ((images - made) * weights).sum(dim=1, keepdim=True)
+        return made + missing * weights / weights.square().sum()
 
     return keep
 
@@ -44,11 +44,16 @@ def editing_levels(model: HKD, steps: int, highest: float, lowest: float) -> lis
     Between its start and `highest`, noise drowns what is known.
     """
     if not model.sigma_min <= lowest <= highest <= model.sigma_max:
-        raise UsageError(
-            f"--lowest and --highest: got {lowest:g} and {highest:g}; accepted: noise levels from "
-            f"{model.sigma_min:g} to {model.sigma_max:g}, the lower one first"
+        got = f": got {lowest:g} and {highest:g}; accepted: noise levels from {model.sigma_min:g} to "
+        raise WrongValue(
+            Name("lowest"), " and ", Name("highest"), f"{got}{model.sigma_max:g}, the lower one first"
         )
     return [model.sigma_max, *sigma_schedule(steps - 1, lowest, highest, model.rho)[:-1].tolist()]
+
+
+def middle_level(model: HKD) -> float:
+    """The noise level at the midpoint of Karras' time."""
+    return sigma_schedule(3, model.sigma_min, model.sigma_max, model.rho)[1].item()
 
 
 @torch.inference_mode()

@@ -59,9 +59,9 @@ def _errors_and_changes(
 
     end, targets = states.new_tensor([sigmas[-1]]), observables(len(sigmas) - 1)
     for state, sigma in enumerate(sigmas[:-1]):
-        found = observables(state)
-        reached = model.evolve(found, states.new_tensor([sigma]), end)
-        yield squared_errors(reached, targets), squared_errors(found, targets)
+        observed = observables(state)
+        reached = model.evolve(observed, states.new_tensor([sigma]), end)
+        yield squared_errors(reached, targets), squared_errors(observed, targets)
 
 
 def squared_errors(one: Sequence[Tensor], other: Sequence[Tensor]) -> dict[int, float]:

@@ -17,13 +17,13 @@ def pair_eigenvalues(model: HKD) -> dict[int, tuple[Tensor, Tensor]]:
 
     By the number of the observable (as in HKD.shapes), of those that have an operator, in that order.
     """
-    found = {}
+    eigenvalues = {}
     for name, operator in model.koopman.items():
         assert isinstance(operator, KoopmanOperator)
         channels, height, width = model.shapes[int(name)]
         alpha, beta = (part.expand(channels // 2, height, width) for part in operator.eigenvalues())
-        found[int(name)] = (alpha, beta)
-    return found
+        eigenvalues[int(name)] = (alpha, beta)
+    return eigenvalues
 
 
 @dataclass(frozen=True)

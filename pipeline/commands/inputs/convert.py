@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hkdpipe.manifests.ground.errors import UsageError
-from hkdpipe.pipeline.options import FOLDER, json_option, one_process_only, quiet_option
+from hkdpipe.pipeline.options import FOLDER, command_line, json_option, one_process_only, quiet_option
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.stage_calls import working
 
@@ -56,4 +57,9 @@ def command(source: Path, out: Path, form: str, teacher: str | None, quiet: bool
                 return import_pairs(source, out, form, teacher, reporter=work.reporter, stop=work.stop)
             return convert(source, out, form, reporter=work.reporter, stop=work.stop)
 
-        report(work.perform("convert", out, None, call), quiet, as_json)
+        summary = work.perform("convert", out, None, call)
+        if not summary.data["missing"]:
+            inputs = ("--archive", out, "--teacher", teacher or summary.data["teacher"])
+            train = command_line("train", *inputs, "--out", "TRAINING")
+            summary = replace(summary, next_commands=(train,))
+        report(summary, quiet, as_json)

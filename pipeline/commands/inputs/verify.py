@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hkdpipe.manifests.ground.errors import InputError, UsageError
-from hkdpipe.pipeline.options import FOLDER, one_process_only, work_options
+from hkdpipe.pipeline.options import FOLDER, command_line, one_process_only, work_options
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.stage_calls import working
 
@@ -58,6 +59,9 @@ def command(
             )
 
         summary = work.perform("verify", archive, None, call)
+        damaged = summary.data["state"] == "damaged"
+        if damaged:
+            summary = replace(summary, next_commands=(command_line("verify", archive, "--repair"),))
         report(summary, quiet, as_json)
-    if summary.data["state"] == "damaged":
+    if damaged:
         click.get_current_context().exit(3)

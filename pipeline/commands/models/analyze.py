@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.pipeline.configuration.run_directory import RunDir
-from hkdpipe.pipeline.options import FOLDER, one_process_only, place, seed_option, work_options
+from hkdpipe.pipeline.options import FOLDER, command_line, one_process_only, place, seed_option, work_options
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.stage_calls import working
 
@@ -77,4 +78,6 @@ def command(
             summary = analyze(model, out, count, seed, chosen, **how)
             return shown_in_report(summary, out.parent) if run else summary
 
-        report(work.perform("analyze", out, None, call), quiet, as_json)
+        summary = work.perform("analyze", out, None, call)
+        following = command_line("interpolate", "--model", model, "--out", out / "interpolation")
+        report(replace(summary, next_commands=(following,)), quiet, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from hkdpipe.pipeline.options import (
     class_option,
+    command_line,
     completion_options,
     image_option,
     model_option,
@@ -56,4 +58,6 @@ def command(
             None,
             lambda: colorize(model, image, out, wanted, class_number=class_number, **how),
         )
-        report(summary, quiet, as_json)
+        again = ("--model", model, "--image", summary.data["first_picture"])
+        following = command_line("inpaint", *again, "--out", out / "inpainted")
+        report(replace(summary, next_commands=(following,)), quiet, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from hkdpipe.pipeline.options import (
     class_option,
+    command_line,
     image_option,
     model_option,
     one_process_only,
@@ -101,4 +103,5 @@ def command(
                 model, image, reference, out, wanted, teacher=teacher, class_number=class_number, **how
             ),
         )
-        report(summary, quiet, as_json)
+        following = command_line("inpaint", "--model", model, "--image", image, "--out", out / "inpainted")
+        report(replace(summary, next_commands=(following,)), quiet, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from hkdpipe.pipeline.options import (
     class_option,
+    command_line,
     completion_options,
     image_option,
     model_option,
@@ -65,4 +67,6 @@ def command(
             None,
             lambda: inpaint(model, image, mask, out, wanted, class_number=class_number, **how),
         )
-        report(summary, quiet, as_json)
+        again = ("--model", model, "--image", summary.data["first_picture"], "--reference", "IMAGE")
+        following = command_line("edit", *again, "--out", out / "edited")
+        report(replace(summary, next_commands=(following,)), quiet, as_json)

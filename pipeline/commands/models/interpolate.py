@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from hkdpipe.pipeline.options import (
     FOLDER,
+    command_line,
     folder_or_url,
     model_option,
     one_process_only,
@@ -66,7 +68,11 @@ def command(
         from hkdpipe.stages.whitebox.trajectory import interpolate
 
         how: Any = {"archive": archive, "time": time, "device": work.device, "stop": work.stop}
+        chosen = pairs or PAIRS
         summary = work.perform(
-            "interpolate", out, None, lambda: interpolate(model, out, pairs or PAIRS, seed, steps, **how)
+            "interpolate", out, None, lambda: interpolate(model, out, chosen, seed, steps, **how)
         )
-        report(summary, quiet, as_json)
+        source = ("--archive", archive) if archive is not None else ("--seed", seed)
+        more = ("--between", *chosen[0], "--steps", 2 * steps, "--out", out)
+        following = command_line("interpolate", "--model", model, *source, *more)
+        report(replace(summary, next_commands=(following,)), quiet, as_json)

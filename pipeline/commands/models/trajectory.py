@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hkdpipe.pipeline.configuration.run_directory import RunDir
-from hkdpipe.pipeline.options import FOLDER, folder_or_url, one_process_only, place, work_options
+from hkdpipe.pipeline.options import (
+    FOLDER,
+    command_line,
+    folder_or_url,
+    one_process_only,
+    place,
+    work_options,
+)
 from hkdpipe.pipeline.progress import report
 from hkdpipe.pipeline.stage_calls import working
 
@@ -56,4 +64,5 @@ def command(
         how: Any = {"device": work.device, "stop": work.stop}
         shown = indices or SHOWN
         summary = work.perform("trajectory", out, None, lambda: trajectory(model, states, out, shown, **how))
-        report(summary, quiet, as_json)
+        following = command_line("analyze", "--model", model, "--out", out / "analysis")
+        report(replace(summary, next_commands=(following,)), quiet, as_json)

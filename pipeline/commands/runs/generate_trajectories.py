@@ -11,6 +11,7 @@ from hkdpipe.pipeline import stage_calls as stages
 from hkdpipe.pipeline.options import (
     FOLDER,
     Given,
+    command_line,
     configuration_options,
     next_command,
     one_of_run_dir_and_out,
@@ -71,6 +72,8 @@ def command(
         # One of several workers does not know how the stage as a whole began and ended.
         recorded_in = run if one_of_many.count == 1 else None
         summary = stages.generate(config, archive, work, recorded_in, one_of_many, wait)
-        if run is not None and summary.next_commands:
-            summary = replace(summary, next_commands=(next_command("train", run),))
+        if not summary.data["missing"]:
+            inputs = ("--archive", archive, "--teacher", config.teacher.source, "--out", "TRAINING")
+            train = next_command("train", run) if run else command_line("train", *inputs)
+            summary = replace(summary, next_commands=(train,))
         report(summary, quiet, as_json)

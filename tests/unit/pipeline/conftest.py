@@ -33,7 +33,7 @@ class FakeStages:
             rows=(("row of", name),),
             files=(marker,),
             next_commands=(f"after {name}",),
-            data={"name": name},
+            data={"name": name} | ({"missing": 0} if name == "generate" else {}),
             did_nothing=did_nothing,
         )
 

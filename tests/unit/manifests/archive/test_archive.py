@@ -330,7 +330,7 @@ def test_each_shard_is_verified_once_and_again_when_replaced(
         return sha256(self)
 
     monkeypatch.setattr(shard_files.OpenFile, "sha256", noting)
-    monkeypatch.setattr(shard_files.Folder, "open_files", 1)  # so that files are opened again and again
+    monkeypatch.setattr(shard_files.LocalFolder, "open_files", 1)  # so that files are opened again and again
     opened = reader.open_archive(tmp_path)
     for _ in range(3):
         opened.read([0, 9, 4, 0], [0])
@@ -350,7 +350,7 @@ def open_files() -> int:
 def test_threads_and_a_bounded_number_of_open_files(
     tmp_path: Path, plan: Plan, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_files.Folder, "open_files", 2)
+    monkeypatch.setattr(shard_files.LocalFolder, "open_files", 2)
     plan = dataclasses.replace(plan, shard_size=1)
     data = write(tmp_path, plan)
     opened = reader.open_archive(tmp_path)

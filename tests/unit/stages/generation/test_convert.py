@@ -92,7 +92,7 @@ def test_damage_is_not_converted(tmp_path: Path, source: Path) -> None:
 
 
 def test_what_is_not_a_conversion_is_refused(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(UsageError, match="--format: got zarr, which is the form of"):
+    with pytest.raises(UsageError, match="form: got zarr, which is the form of"):
         run(source, tmp_path / "zarr", "zarr")
     with pytest.raises(UsageError, match="form: this archive has 'zarr', now 'webdataset'"):
         run(source, source)

@@ -82,7 +82,7 @@ def test_pairs_become_two_states(tmp_path: Path, teachers: Any, form: str, image
     write_unconditional(tmp_path / "pairs", image_first)
     assert holds_pairs(tmp_path / "pairs")
     summary = run(tmp_path / "pairs", tmp_path / "out", teachers[0], form)
-    assert (summary.data["pairs"], summary.data["missing"]) == (COUNT, 0)
+    assert (summary.data["trajectories"], summary.data["missing"]) == (COUNT, 0)
     with open_archive(tmp_path / "out") as archive:
         assert (archive.plan.form, archive.plan.sigmas) == (form, (80.0, 0.0))
         found = archive.read(range(COUNT), [0, 1])
@@ -191,7 +191,7 @@ def test_imported_shards_are_never_computed(tmp_path: Path, teachers: Any) -> No
     before = path.read_bytes()
     path.write_bytes(before[:50] + b"x" + before[51:])
     assert check(False).data["shards"] == [0]
-    with pytest.raises(InputError, match=r"shards 0 are of imported pairs.*hkdpipe convert PAIRS"):
+    with pytest.raises(InputError, match=r"shards 0 are of imported pairs.*importing them again writes them"):
         check(True)
     assert run(tmp_path / "pairs", out, teachers[0]).data["written"] == 1
     assert path.read_bytes() == before

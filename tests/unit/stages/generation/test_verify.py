@@ -287,6 +287,6 @@ def test_nothing_says_what_the_archive_was_to_hold(made: Path) -> None:
 
 def test_another_teacher_is_refused(made: Path) -> None:
     shard(made, 1).unlink()
-    with pytest.raises(UsageError, match="--teacher: digits is not the teacher that"):
+    with pytest.raises(UsageError, match="teacher: digits is not the teacher that"):
         run(made, repair=True, teacher="digits")
     assert read_json(made / "manifest.json")

@@ -178,10 +178,10 @@ def test_evaluation_and_sampling_draw_labels_that_are_not_those_of_the_archive(
 @pytest.mark.parametrize(
     ("text", "label_dim", "asked", "message"),
     [
-        ("{}", 0, 3, "--class: got 3; accepted: none, as the model knows no classes"),
-        ("{}", 4, 4, "--class: got 4; accepted: 0 to 3"),
-        ("{}", 4, -1, "--class: got -1; accepted: 0 to 3"),
-        ('{"about": {"classes": [3, 1]}}', 4, 0, "--class: got 0; accepted: 1, 3"),
+        ("{}", 0, 3, "class_number: got 3; accepted: none, as the model knows no classes"),
+        ("{}", 4, 4, "class_number: got 4; accepted: 0 to 3"),
+        ("{}", 4, -1, "class_number: got -1; accepted: 0 to 3"),
+        ('{"about": {"classes": [3, 1]}}', 4, 0, "class_number: got 0; accepted: 1, 3"),
         ('{"about": {"classes": [3, 4]}}', 4, None, "classes: got [3, 4]; accepted: numbers from 0 to 3"),
         ('{"about": {"classes": 3}}', 4, None, "classes: got 3; accepted: numbers from 0 to 3"),
     ],

@@ -43,7 +43,7 @@ def test_masks_that_are_none(tmp_path: Path) -> None:
         ("colour.png", r"a picture of 3x4x8 \(channels, height, width\); accepted: 1x4x8, grey, .*"),
         ("missing.png", "no such file; accepted: a grey picture, or lower-half, .*, all"),
     ):
-        with pytest.raises(InputError, match=f"^--mask {tmp_path / name}: {words}"):
+        with pytest.raises(InputError, match=f"^mask {tmp_path / name}: {words}"):
             read_mask(str(tmp_path / name), 4, 8)
     with pytest.raises(InputError, match=r"text\.png: not a readable picture"):
         read_mask(str(tmp_path / "text.png"), 4, 8)

@@ -128,5 +128,5 @@ def test_bands_and_levels_that_a_model_does_not_have_are_refused(network: Precon
         band_masks(model, BANDS["all"], 5)
     with pytest.raises(UsageError, match=r"^band: got 0\.5:0\.50001; accepted at level 8: at least 0\.0"):
         band_masks(model, Band(0.5, 0.50001))
-    with pytest.raises(UsageError, match=r"^model: it has no operator \(koopman\.hierarchy = 'none'\)"):
+    with pytest.raises(UsageError, match=r"^model: it has no operator \(hierarchy = 'none'\)"):
         band_masks(made(network, hierarchy="none"), BANDS["all"])
