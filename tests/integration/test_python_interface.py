@@ -1,4 +1,4 @@
-"""What `import hkdpipe` promises: docs/PYTHON.md does what it says, and nothing heavy is imported for it."""
+"""What `import hkdpipe` promises: docs/PYTHON.md does what it says, and torch is imported when it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import hkdpipe
 from hkdpipe.manifests.ground.errors import Interrupted, UsageError
 
 ROOT = Path(__file__).parents[2]
-QUICK = "import sys, hkdpipe; hkdpipe.load_config('digits'); print({'torch', 'numpy'} & sys.modules.keys())"
+QUICK = "import sys, hkdpipe; hkdpipe.load_config('digits'); print('torch' in sys.modules)"
 
 
 def test_the_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +48,9 @@ def test_every_name_is_there_and_typed_as_what_it_is() -> None:
         _ = hkdpipe.load_teachr
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+def test_neither_it_nor_a_configuration_imports_torch() -> None:
     done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(
