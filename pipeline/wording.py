@@ -8,6 +8,7 @@ from hkdpipe.manifests.ground.errors import HkdpipeError, Name, Remedy
 
 REMEDIES = {
     "generate it again": "run hkdpipe generate-trajectories again",
+    "TeacherSampling(churn=40)": "hkdpipe sample --teacher TEACHER --churn 40 --out DIR",
     "a repair": "hkdpipe verify {archive} --repair",
     "importing them again": "hkdpipe convert PAIRS {archive} --format {form} --teacher TEACHER",
 }

@@ -13,10 +13,10 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Remedy, UsageError
 
 MAX_SEED = 2**64 - 1
 Kind = Literal["identity", "growing", "operational"]
@@ -59,13 +59,13 @@ def parse_section(cls: type[Section], values: Mapping[str, Any], section: str) -
     with why there is none, where the section's REFUSED says so), a wrong type or a value outside of what is
     accepted.
     """
-    refused: Mapping[str, str] = getattr(cls, "REFUSED", {})
+    refused: Mapping[str, Sequence[str | Remedy]] = getattr(cls, "REFUSED", {})
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     parsed = {}
     for key, value in values.items():
         if key in refused:
-            raise UsageError(f"{section}.{key}: refused: {refused[key]}")
+            raise UsageError(f"{section}.{key}: refused: ", *refused[key])
         if key not in fields:
             raise UsageError(f"{section}.{key}: unknown key{nearest(key, fields)}")
         parsed[key] = _check(f"{section}.{key}", value, hints[key], fields[key].metadata)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CompletionSettings:
-    """`hkdpipe inpaint` and `colorize`: `count` completions of each picture, in so many steps.
+    """Inpainting and colorization: `count` completions of each picture, in so many steps.
 
     The first step is from pure noise, the others from noise levels from `highest` down to `lowest`.
     """

@@ -6,13 +6,13 @@ import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Name, Remedy, WrongValue
 from hkdpipe.manifests.ground.sections import MAX_SEED, setting
 from hkdpipe.manifests.plan.schema import PLAN
 
 _CHURN = (
-    "trajectories must be deterministic; churn is for plain sampling of the teacher: "
-    "hkdpipe sample --teacher TEACHER --churn 40 --out DIR"
+    "trajectories must be deterministic; churn is for plain sampling of the teacher: ",
+    Remedy("TeacherSampling(churn=40)"),
 )
 
 
@@ -73,9 +73,11 @@ class GenerationSettings:
         stored = self.stored_steps
         rising = all(one < other for one, other in itertools.pairwise(stored))
         if not rising or stored[0] != 0 or stored[-1] != self.steps:
-            raise UsageError(
-                f"generation.store_steps: got {list(stored)}; accepted: rising numbers, the first 0, the "
-                f"last generation.steps, which is {self.steps}; or [], for all"
+            raise WrongValue(
+                Name("store_steps", type(self)),
+                f": got {list(stored)}; accepted: rising numbers, the first 0, the last ",
+                Name("steps", type(self)),
+                f", which is {self.steps}; or [], for all",
             )
 
     @property

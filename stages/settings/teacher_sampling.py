@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TeacherSampling:
-    """`hkdpipe sample --teacher`: plain sampling, of which nothing but pictures is kept.
+    """Plain sampling of a teacher, of which nothing but pictures is kept.
 
     Noise is added before a step (S_churn, S_min, S_max, S_noise of EDM's algorithm 2) if `churn` is above 0.
     With `edm_seeds` image i has a torch generator of its own, seed + i, as in EDM's own generator script; on

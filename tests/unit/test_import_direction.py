@@ -39,7 +39,6 @@ NOT_YET = {
     "trainer/methods",
     "trainer/settings",
     "stages/preflight.py",
-    "stages/settings",
     "stages/training",
 }
 
