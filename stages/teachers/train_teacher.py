@@ -99,7 +99,9 @@ def _architecture(
     channels, height, width = images.shape[1:]
     levels = len(settings.channel_mult)
     if not levels:
-        raise WrongValue(_name("channel_mult"), ": got []; accepted: at least one integer")
+        raise WrongValue(
+            Name("channel_mult", TeacherTrainingSettings), ": got []; accepted: at least one integer"
+        )
     if height != width or height % (1 << (levels - 1)):
         raise InputError(
             f"{data}: pictures of {height}x{width}; accepted: square, a multiple of {1 << (levels - 1)}"
@@ -115,17 +117,11 @@ def _architecture(
     )
 
 
-def _name(field: str) -> Name:
-    return Name(field, TeacherTrainingSettings)
-
-
 def _identity(settings: TeacherTrainingSettings) -> dict[str, Any]:
     """What a training may not change on the way. Settings that are newer count where they are set."""
-    values, default = of_kind(settings, "identity"), TeacherTrainingSettings()
-    newer = ("noise_mean", "noise_std")
-    return {
-        name: value for name, value in values.items() if name not in newer or value != getattr(default, name)
-    }
+    default, newer = TeacherTrainingSettings(), ("noise_mean", "noise_std")
+    unset = {name for name in newer if getattr(settings, name) == getattr(default, name)}
+    return {name: value for name, value in of_kind(settings, "identity").items() if name not in unset}
 
 
 def _new_state(
@@ -136,7 +132,7 @@ def _new_state(
         network = arch.network().to(device)
     except ValueError as error:
         raise WrongValue(
-            _name("model_channels"),
+            Name("model_channels", TeacherTrainingSettings),
             f": got {settings.model_channels}; accepted: one whose channels can be grouped ({error})",
         ) from None
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
