@@ -1,4 +1,4 @@
-"""How long `hkdpipe --help` takes, beside a bare interpreter: `python tests/benchmarks/bench_startup.py`."""
+"""How long `hkdpipe --help` and `import hkdpipe` take, beside a bare interpreter."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def median_seconds(command: list[str], calls: int = 5) -> float:
 def main() -> None:
     bare = median_seconds([sys.executable, "-c", "pass"])
     answer = median_seconds([str(Path(sys.executable).parent / "hkdpipe"), "--help"])
+    imported = median_seconds([sys.executable, "-c", "import hkdpipe"])
     print(
         f"python -c pass: {bare:.3f} s"
         f"; hkdpipe --help: {answer:.3f} s (medians of 5), ratio {answer / bare:.1f}"
+        f"; import hkdpipe: {imported - bare:.3f} s more than nothing"
     )
 
 
