@@ -82,6 +82,7 @@ def remove_parts(folder: Path) -> None:
 def _row(context: Context, subject: Subject, network: FeatureNetwork, target: Target) -> dict[str, Any]:
     """A `row`, and rows `per_class` of a conditional teacher; kept in rows/."""
     settings, wanted = context.settings, _wanted(context.settings, network)
+    own = settings.newer([key for metric in wanted for key in metric.settings])
     identity = digest(
         [
             subject.identity,
@@ -89,7 +90,8 @@ def _row(context: Context, subject: Subject, network: FeatureNetwork, target: Ta
             target.reference.sha256,
             context.archive.plan.classes,
             [settings.samples, settings.ranges, settings.seed, settings.batch_size, settings.edm_seeds],
-            {metric.name: [getattr(settings, key) for key in metric.settings] for metric in wanted},
+            [sorted(metric.name for metric in wanted if metric.chosen), settings.bootstrap],
+            *([own] if own else []),
         ]
     )
     name = "".join(letter if letter.isalnum() else "-" for letter in subject.name)

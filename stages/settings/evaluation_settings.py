@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.manifests.ground.sections import MAX_SEED, setting
 from hkdpipe.stages.settings.metrics import Metric, choices, metrics
 from hkdpipe.trainer.metrics.feature_spaces import SPACES
+
+NEWER = ("kid_subsets", "kid_subset_size", "inception_score_parts", "neighbours", "matched")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,12 @@ class EvaluationSettings:
             )
         if self.bootstrap == 1:
             raise WrongValue(Name("bootstrap", EvaluationSettings), ": got 1; accepted: 0, or at least 2")
+
+    def newer(self, names: Iterable[str] = NEWER) -> dict[str, Any]:
+        """Of settings that earlier versions did not have, those that are not at their defaults: only these
+        count, so that what was measured stays so."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
 
     @property
     def chosen(self) -> tuple[Metric, ...]:

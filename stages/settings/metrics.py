@@ -84,7 +84,7 @@ class Metric:
     needs: tuple[Need, ...] = ()
     columns: tuple[Column, ...] = ()
     settings: tuple[str, ...] = ()
-    """Keys of its section that decide what `row` measures."""
+    """Keys of its own that decide what `row` measures."""
     row: Callable[[Any], Row] | None = None
     subjects: Callable[[Any, str], list[Any]] | None = None
     tables: Callable[[Any], dict[str, Any]] | None = None

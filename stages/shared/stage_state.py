@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hkdpipe.manifests.archive.contents import describe
 from hkdpipe.manifests.ground.atomic_files import read_json_if_there
 from hkdpipe.manifests.ground.sections import digest, of_kind
-from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
+from hkdpipe.stages.settings.evaluation_settings import NEWER, EvaluationSettings
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.shared.reporting import duration
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
@@ -90,7 +90,7 @@ def newest_state(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def evaluation_identity(settings: EvaluationSettings, checkpoint: dict[str, Any]) -> str:
     """Digest of what is measured and on which weights."""
+    values = {name: value for name, value in of_kind(settings, "identity").items() if name not in NEWER}
+    values |= settings.newer()
     growing = of_kind(settings, "growing")
-    return digest(
-        [of_kind(settings, "identity"), growing, checkpoint.get("sha256"), checkpoint.get("identity")]
-    )
+    return digest([values, growing, checkpoint.get("sha256"), checkpoint.get("identity")])

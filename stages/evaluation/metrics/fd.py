@@ -107,7 +107,6 @@ METRIC = register(
             Column("smallest"),
             Column("largest"),
         ),
-        settings=("ranges", "bootstrap"),
         row=_measure,
     )
 )

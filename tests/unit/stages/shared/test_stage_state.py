@@ -137,6 +137,8 @@ def test_evaluation_partial(
     assert state_of(evaluated) == expected
 
 
-@pytest.mark.parametrize("changes", [{"samples": 7}, {"seed": 1}, {"weights": "raw"}, {"metrics": ("fd",)}])
+@pytest.mark.parametrize(
+    "changes", [{"samples": 7}, {"seed": 1}, {"weights": "raw"}, {"metrics": ("fd",)}, {"matched": 3}]
+)
 def test_evaluation_of_other_settings(evaluated: Path, changes: dict[str, Any]) -> None:
     assert state_of(evaluated, dataclasses.replace(SETTINGS, **changes)) == OUTDATED
