@@ -16,10 +16,11 @@ from tiny import KOOPMAN, TRAINING, Inputs, evaluate_tiny, settings, train_teach
 
 from hkdpipe.manifests.ground.errors import InUseError
 from hkdpipe.stages.evaluation import distribution, evaluate, evaluation_pictures
-from hkdpipe.stages.evaluation.metrics import fd, speed
+from hkdpipe.stages.evaluation.metrics import speed
 from hkdpipe.stages.teachers import train_teacher
 from hkdpipe.trainer.loop import training_loop
 from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.metrics import frechet_distance
 
 ELSEWHERE = json.dumps({"token": "x", "host": "node7", "pid": 12, "job": "345", "since": "then"})
 TAKEN_OVER = "was taken over by process 12 on node7, job 345, since then: nothing more is written"
@@ -58,7 +59,7 @@ def take_over_at(
         (train_teacher_tiny, (4, training_loop, "save_checkpoint")),
         (train_teacher_tiny, (1, train_teacher, "asdict")),  # the export
         (evaluate_tiny, (5, distribution, "quantised")),  # features
-        (evaluate_tiny, (1, fd, "frechet_distance")),  # a row
+        (evaluate_tiny, (1, frechet_distance, "frechet_distance")),  # a row
         (evaluate_tiny, (1, evaluation_pictures, "beside")),  # the samples
         (evaluate_tiny, (1, evaluation_pictures, "strip")),
         (evaluate_tiny, (4, speed, "_seconds")),  # the tables

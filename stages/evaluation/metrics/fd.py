@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hkdpipe.manifests.ground import rng
 from hkdpipe.stages.settings.metrics import Column, Metric, Place, Row, register
 from hkdpipe.trainer.metrics.feature_spaces import SPACES
-from hkdpipe.trainer.metrics.frechet_distance import (
-    Statistics,
-    frechet_distance,
-    quick_frechet_distance,
-    statistics,
-)
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hkdpipe.stages.evaluation.context import Context
     from hkdpipe.stages.evaluation.seen import Seen, Target
+    from hkdpipe.trainer.metrics.frechet_distance import Statistics
 
 HALVINGS, HALVINGS_IN_MANY_DIMENSIONS = 10, 2  # of Inception's 2,048, each costs minutes of linear algebra
 
 
 def _measure(seen: Seen) -> Row:
+    from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
+
     settings, target, name = seen.context.settings, seen.target.statistics, seen.network.space.metric
     found = [
         frechet_distance(statistics(seen.feature_blocks(number)), target) for number in range(settings.ranges)
@@ -42,6 +38,11 @@ def bootstrap(
     context: Context, features: Callable[[], Iterator[NDArray[np.float32]]], target: Statistics
 ) -> float:
     """Standard deviation of the Frechet distance over samples drawn from the samples with replacement."""
+    import numpy as np
+
+    from hkdpipe.manifests.ground import rng
+    from hkdpipe.trainer.metrics.frechet_distance import quick_frechet_distance, statistics
+
     count = context.settings.samples
     found = []
     for number in range(context.settings.bootstrap):
@@ -57,6 +58,8 @@ def _repeated(
     blocks: Iterator[NDArray[np.float32]], times: NDArray[np.int64]
 ) -> Iterator[NDArray[np.float32]]:
     """Every feature as often as `times` (N,) says, in blocks."""
+    import numpy as np
+
     first = 0
     for block in blocks:
         own = times[first : first + len(block)]
@@ -72,6 +75,11 @@ def halvings(dimension: int) -> int:
 
 def halves_row(context: Context, name: str, target: Target) -> Row:
     """The distance between two random halves of the reference: the mean of some divisions."""
+    import numpy as np
+
+    from hkdpipe.manifests.ground import rng
+    from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
+
     count = target.images
     half = count // 2
     distances = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from hkdpipe.stages.settings.metrics import Column, Metric, Row, register
 
 if TYPE_CHECKING:
@@ -13,6 +11,8 @@ if TYPE_CHECKING:
 
 
 def _measure(seen: Seen) -> Row:
+    import numpy as np
+
     likely = seen.likely
     shares = np.bincount(likely.argmax(axis=1), minlength=likely.shape[1]) / len(likely)
     row: Row = {"confident": float((likely.max(axis=1) > 0.9).mean()), "class_shares": shares.tolist()}

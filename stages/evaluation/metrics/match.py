@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from hkdpipe.stages.evaluation.by_class import match_rows
 from hkdpipe.stages.settings.metrics import Column, Metric, Row, register
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ def match_to_teacher(context: Context) -> dict[str, Any]:
     """
     import torch
 
+    from hkdpipe.stages.evaluation.by_class import match_rows
     from hkdpipe.trainer.whitebox.koopman_skill import (
         WITHOUT_EVOLUTION,
         has_operator,

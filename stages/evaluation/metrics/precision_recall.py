@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.stages.settings.metrics import Column, Metric, register
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from hkdpipe.stages.settings.metrics import Column, Metric, register
 
@@ -55,7 +54,7 @@ def _seconds(sampler: Sampler, noise: Tensor, labels: Tensor | None, device: tor
             sampler(noise, labels)
             synchronise()
             times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return statistics.median(times)
 
 
 register(
