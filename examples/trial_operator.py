@@ -30,9 +30,9 @@ from hkdpipe.manifests.ground import rng
 from hkdpipe.stages.evaluation.seen import quantised
 from hkdpipe.trainer.images.image_sets import load_images
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.registry import load_model
 from hkdpipe.trainer.metrics.feature_networks import load_features
 from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.whitebox.koopman_skill import koopman_skill, squared_errors, without_evolution
 
 HELD_OUT, FITTED, IMAGES, BATCH = 512, 4096, 8192, 512

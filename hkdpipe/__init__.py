@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from hkdpipe.manifests.ground.errors import HkdpipeError
     from hkdpipe.pipeline.configuration.config import Config
     from hkdpipe.stages.shared.reporting import Silent, Summary
-    from hkdpipe.trainer.methods.registry import load_model
-    from hkdpipe.trainer.methods.student import Student
+    from hkdpipe.trainer.students.loading import load_model
+    from hkdpipe.trainer.students.student import Student
     from hkdpipe.trainer.teachers.sampler import sample_trajectory
     from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 
@@ -48,8 +48,8 @@ _HOMES = {
     "manifests.ground.errors": "HkdpipeError",
     "pipeline.configuration.config": "Config",
     "stages.shared.reporting": "Silent Summary",
-    "trainer.methods.registry": "load_model",
-    "trainer.methods.student": "Student",
+    "trainer.students.loading": "load_model",
+    "trainer.students.student": "Student",
     "trainer.teachers.sampler": "sample_trajectory",
     "trainer.teachers.teacher": "Teacher load_teacher",
 }

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.pipeline import stage_calls
 from hkdpipe.pipeline.configuration.config import (
-    SECTIONS,
     Config,
     check_sections,
     parse,
     read_preset,
     read_toml,
+    sections,
     validate_run,
 )
 from hkdpipe.pipeline.configuration.run_directory import RunDir
@@ -48,7 +48,7 @@ def load_config(source: str | Path | None = None, **changes: Mapping[str, Any]) 
     else:
         values = read_preset(str(source))
     for given in (values, changes):
-        check_sections(given, SECTIONS)
+        check_sections(given, sections())
     for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **{key: _as_toml(keys[key]) for key in keys}}
     return parse(values)

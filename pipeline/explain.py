@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hkdpipe.manifests.ground.sections import accepted
 from hkdpipe.pipeline.cluster.cluster_file import SECTIONS as CLUSTER_SECTIONS
 from hkdpipe.pipeline.cluster.cluster_file import Cluster
-from hkdpipe.pipeline.configuration.config import SECTIONS, Config
+from hkdpipe.pipeline.configuration.config import Config, sections
 
 _LATER = {
     "identity": "fixed once its stage has begun",
@@ -22,8 +23,8 @@ _LATER = {
 
 def describe(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
     """By section and key: value, default, accepted values, documentation, and what may happen to it later."""
-    described = _described(config, SECTIONS)
-    for name, cls in SECTIONS.items():
+    described = _described(config.section, sections())
+    for name, cls in sections().items():
         for field in dataclasses.fields(cls):
             # [evaluation] is evaluated again when it changes.
             kind = "operational" if name == "evaluation" else field.metadata["kind"]
@@ -38,18 +39,20 @@ def explain(config: Config) -> str:
 
 def explain_cluster() -> str:
     """The cluster file with every key at its default, in the same form."""
-    return _commented(_described(Cluster(), CLUSTER_SECTIONS))
+    return _commented(_described(functools.partial(getattr, Cluster()), CLUSTER_SECTIONS))
 
 
-def _described(values: Any, sections: Mapping[str, type]) -> dict[str, dict[str, dict[str, Any]]]:
+def _described(
+    section: Callable[[str], Any], sections: Mapping[str, type]
+) -> dict[str, dict[str, dict[str, Any]]]:
     described: dict[str, dict[str, dict[str, Any]]] = {}
     for name, cls in sections.items():
         hints = typing.get_type_hints(cls)
         described[name] = {
             field.name: {
-                "value": getattr(getattr(values, name), field.name),
+                "value": getattr(section(name), field.name),
                 "default": field.default,
-                "accepted": accepted(hints[field.name], field.metadata),
+                "accepted": accepted(hints[field.name], field.metadata, explained=True),
                 "doc": field.metadata["doc"],
             }
             for field in dataclasses.fields(cls)

@@ -119,7 +119,7 @@ def train(config: Config, archive: Path | str, out: Path, work: Work, run: RunDi
             archive,
             out,
             config.training,
-            config.method,
+            config.options,
             device=work.device,
             world=work.world,
             reporter=work.reporter,

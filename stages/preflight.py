@@ -22,7 +22,7 @@ def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: Evalu
     shape = load_teacher(teacher).image_shape
     check_perceptual(training.perceptual, training.perceptual_file, shape[0], training.perceptual_size)
     if evaluation.lpips:
-        backbone_file("alex", evaluation.lpips, "evaluation.lpips")
+        backbone_file("alex", evaluation.lpips, "lpips")
     check_exports(evaluation.exports)
     if training.tensorboard:
         check_events_can_be_written()

@@ -79,10 +79,10 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(known)}"
 
 
-def accepted(hint: Any, metadata: Mapping[str, Any]) -> str:
-    """In words, what a setting takes: 'an integer, at least 1'."""
+def accepted(hint: Any, metadata: Mapping[str, Any], explained: bool = False) -> str:
+    """In words, what a setting takes: 'an integer, at least 1'; `explained`: with what its choices are."""
     if (choices := choices_of(metadata)) is not None:
-        about = choices if isinstance(choices, Mapping) else {}
+        about = choices if explained and isinstance(choices, Mapping) else {}
         known = ", ".join(
             json.dumps(name) + (f" ({about[name]})" if name in about else "") for name in choices
         )

@@ -12,16 +12,16 @@ from typing import Any
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.manifests.ground.sections import MAX_SEED, parse_section, setting
 from hkdpipe.pipeline.configuration.config import (
-    SECTIONS,
     Config,
     check_sections,
     override,
     parse,
     read_preset,
     read_toml,
+    sections,
 )
+from hkdpipe.trainer.settings.method_registry import methods
 
-_OF_ROWS = ("training", "koopman", "kdm")
 _OF_THE_COMPARISON = ("budget", "batch_size", "seed")
 
 
@@ -80,7 +80,7 @@ def resolve_comparison(preset: str | None, file: Path | None, overrides: Sequenc
         raise UsageError("--preset or --config: give one of them, a comparison")
     values = read_toml(file) if file is not None else read_preset(preset or "", "comparisons")
     rows = values.pop("rows", None)
-    known = [*SECTIONS, "comparison"]
+    known = [*sections(), "comparison"]
     check_sections(values, known)
     override(values, overrides, known)
     settings = parse_section(ComparisonSettings, values.pop("comparison", {}), "comparison")
@@ -100,10 +100,8 @@ def trials(comparison: Comparison) -> list[Trial]:
     A row that takes the most evaluations of a trajectory stands in both tables with the same training.
     UsageError where a row cannot have as many evaluations in a step as the others.
     """
-    from hkdpipe.trainer.methods.registry import METHODS
-
     taken = {
-        name: METHODS[row.training.method].evaluations(row.training) for name, row in comparison.rows.items()
+        name: methods()[row.training.method].evaluations(row.options) for name, row in comparison.rows.items()
     }
     found: dict[Path, Trial] = {}
     for seed in comparison.settings.seeds:
@@ -145,6 +143,7 @@ def _rows(rows: Any, base: Mapping[str, Any]) -> dict[str, Config]:
         raise UsageError("rows: missing; accepted: [[rows]], each with a name and the keys that it changes")
     found: dict[str, Config] = {}
     folders: dict[str, str] = {}
+    of_rows = [name for name in sections() if name not in ("teacher", "generation", "evaluation")]
     for number, row in enumerate(rows):
         name = row.pop("name", None)
         if not isinstance(name, str) or not slug(name):
@@ -153,7 +152,7 @@ def _rows(rows: Any, base: Mapping[str, Any]) -> dict[str, Config]:
             raise UsageError(f"rows: '{name}' and '{folders[slug(name)]}' would share a folder; rename one")
         folders[slug(name)] = name
         try:
-            check_sections(row, _OF_ROWS)
+            check_sections(row, of_rows)
             for key in row.get("training", {}):
                 if key in _OF_THE_COMPARISON:
                     raise UsageError(f"training.{key}: refused: it is the same for all rows")
@@ -167,6 +166,6 @@ def _over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     """The sections of `values` with what `changes` says."""
     return {
         name: {**values.get(name, {}), **changes.get(name, {})}
-        for name in SECTIONS
+        for name in sections()
         if name in values or name in changes
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import itertools
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,35 +17,51 @@ from hkdpipe.manifests.ground.sections import nearest, parse_section
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.settings.teacher_settings import TeacherSettings
-from hkdpipe.trainer.methods.hkd.hkd_settings import (
-    KoopmanSettings,
-    check_operators_learn,
-    check_without_states_between,
-)
-from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
-from hkdpipe.trainer.methods.method_settings import MethodSettings
+from hkdpipe.trainer.settings.method_registry import methods
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True)
 class Config:
-    """One field per section of the TOML file."""
+    """One field per section of the TOML file, and those of the methods by their names."""
 
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
-    kdm: KdmSettings = field(default_factory=KdmSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    of_methods: Mapping[str, Any] = field(default_factory=dict)
+    """Settings by section, of every method's sections that are not at their defaults."""
+
+    def section(self, name: str) -> Any:
+        """The settings of a section."""
+        return self.of_methods.get(name) or getattr(self, name, None) or sections()[name]()
 
     @property
-    def method(self) -> MethodSettings | None:
-        """The section of the training's method; None where it has none."""
-        sections: dict[str, MethodSettings] = {"hkd": self.koopman, "kdm": self.kdm}
-        return sections.get(self.training.method)
+    def options(self) -> Any:
+        """Those of the training's method."""
+        method = methods()[self.training.method]
+        return method.options(**{name: self.section(name) for name in method.sections})
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The sections that count: all but those of other methods."""
+        return (*_BEFORE, *methods()[self.training.method].sections, "evaluation")
 
 
-SECTIONS: dict[str, type] = typing.get_type_hints(Config)
+_BEFORE = ("teacher", "generation", "training")
+
+
+def sections() -> dict[str, type]:
+    """The classes of all sections, those of every method among them, in the order of a file."""
+    hints = typing.get_type_hints(Config)
+    of_methods = (method.sections.items() for method in methods().values())
+    return {
+        **{name: hints[name] for name in _BEFORE},
+        **dict(itertools.chain.from_iterable(of_methods)),
+        "evaluation": hints["evaluation"],
+    }
+
+
 _SHIPPED = importlib.resources.files("hkdpipe.pipeline.configuration")
 
 
@@ -63,16 +80,38 @@ def resolve(preset: str | None, file: Path | None, stored: Path | None, override
         values = read_toml(stored)
     else:
         values = {}
-    check_sections(values, SECTIONS)
-    override(values, overrides, SECTIONS)
+    check_sections(values, sections())
+    override(values, overrides, sections())
     return parse(values)
 
 
 def parse(values: Mapping[str, Any]) -> Config:
     """The configuration that a TOML file's values make."""
-    config = Config(**parse_sections(values, SECTIONS))
+    _check_moved(values)
+    parsed = parse_sections(values, sections())
+    own = {name: parsed.pop(name) for name in [*parsed] if name not in (*_BEFORE, "evaluation")}
+    changed = {name: settings for name, settings in own.items() if settings != type(settings)()}
+    config = Config(**parsed, of_methods=changed)
     validate(config)
     return config
+
+
+def _check_moved(values: Mapping[str, Any]) -> None:
+    """Refuse a key of [training] that a method's section has: there it stood before methods had their own."""
+    known = _keys(TrainingSettings)
+    moved = {
+        key: section
+        for method in methods().values()
+        for section, settings in method.sections.items()
+        for key in _keys(settings) - known
+    }
+    for key in values.get("training", {}):
+        if key in moved:
+            raise UsageError(f"training.{key}: unknown key; it moved: write {moved[key]}.{key}")
+
+
+def _keys(settings: type) -> set[str]:
+    return {key.name for key in dataclasses.fields(settings)}
 
 
 def validate(config: Config) -> None:
@@ -93,9 +132,8 @@ def validate_run(config: Config) -> None:
             f"training.validation: got {training.validation}; accepted: "
             f"below generation.count, which is {generation.count}"
         )
-    if len(generation.stored_steps) == 2:
-        check_without_states_between(training, "generation.store_steps leaves out all states in between")
-    check_operators_learn(training, config.koopman)
+    without = "generation.store_steps leaves out all states in between"
+    methods()[training.method].check(config.options, without if len(generation.stored_steps) == 2 else "")
 
 
 def presets(folder: str = "presets") -> list[str]:
@@ -113,10 +151,16 @@ def read_preset(name: str, folder: str = "presets") -> dict[str, Any]:
 
 
 def dump(config: Config) -> str:
-    """The configuration as TOML; `resolve` reads it back exactly."""
+    """As TOML, which `resolve` reads back exactly; other methods' sections where they are not at defaults."""
     import tomli_w
 
-    return tomli_w.dumps(dataclasses.asdict(config))
+    return tomli_w.dumps(tables(config))
+
+
+def tables(config: Config) -> dict[str, dict[str, Any]]:
+    """By section, as `dump` writes them."""
+    written = dict.fromkeys([*config.used, *config.of_methods])
+    return {name: dataclasses.asdict(config.section(name)) for name in written}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -12,13 +12,10 @@ from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
 from hkdpipe.manifests.ground.claims import owning
 from hkdpipe.manifests.ground.errors import InputError, UsageError
 from hkdpipe.manifests.ground.sections import Kind
-from hkdpipe.pipeline.configuration.config import SECTIONS, Config, dump, resolve
+from hkdpipe.pipeline.configuration.config import Config, dump, resolve, sections
 
 if TYPE_CHECKING:
     from hkdpipe.stages.shared.stage_state import StageState
-
-_DECIDED_BY = {"generation": ("teacher", "generation"), "training": ("training", "koopman", "kdm")}
-"""The sections that a stage's result follows from. Evaluation is missing: it is simply done again."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +80,13 @@ class RunDir:
             evaluation_state(self.evaluation, self.export, self.training, config.evaluation),
         )
 
-    def begun(self) -> set[str]:
-        """The sections that results in here already follow from."""
-        sections: set[str] = set()
-        if (self.trajectories / "plan.json").exists() or (self.trajectories / "manifest.json").exists():
-            sections.update(_DECIDED_BY["generation"])
+    def begun(self, config: Config) -> set[str]:
+        """The sections that results in here already follow from; an evaluation is simply done again."""
         if (self.training / "metrics.csv").exists() or any(self.checkpoints.glob("step-*")):
-            sections.update(_DECIDED_BY["generation"], _DECIDED_BY["training"])
-        return sections
+            return {*config.used} - {"evaluation"}
+        if (self.trajectories / "plan.json").exists() or (self.trajectories / "manifest.json").exists():
+            return {"teacher", "generation"}
+        return set()
 
     @contextmanager
     def owned(self, shared: bool = False) -> Iterator[RunDir]:
@@ -110,7 +106,7 @@ class RunDir:
             write_atomic(self.config, dump(config).encode())
             return []
         stored = resolve(None, None, self.config, ())
-        check_change(stored, config, self.begun())
+        check_change(stored, config, self.begun(stored))
         changed = changes(stored, config)
         if changed:
             write_atomic(self.config, dump(config).encode())
@@ -120,18 +116,18 @@ class RunDir:
 def changes(stored: Config, given: Config) -> list[Change]:
     """The keys in which two configurations differ."""
     return [
-        Change(f"{section.name}.{key.name}", old, new)
-        for section in fields(stored)
-        for key in fields(getattr(stored, section.name))
-        if (old := getattr(getattr(stored, section.name), key.name))
-        != (new := getattr(getattr(given, section.name), key.name))
+        Change(f"{section}.{key.name}", old, new)
+        for section in dict.fromkeys((*stored.used, *given.used))
+        for key in fields(stored.section(section))
+        if (old := getattr(stored.section(section), key.name))
+        != (new := getattr(given.section(section), key.name))
     ]
 
 
 def kind_of(key: str) -> Kind:
     """The kind of 'section.key'."""
     section, _, name = key.partition(".")
-    kind: Kind = next(field.metadata["kind"] for field in fields(SECTIONS[section]) if field.name == name)
+    kind: Kind = next(field.metadata["kind"] for field in fields(sections()[section]) if field.name == name)
     return kind
 
 

@@ -18,7 +18,7 @@ from hkdpipe.manifests.ground.errors import Interrupted
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.shared.reporting import Reporter
 from hkdpipe.trainer.images.labels import one_hot
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.sampler import edm_generators, evaluations, following_noise, sample_trajectory
 from hkdpipe.trainer.teachers.teacher import Teacher
 

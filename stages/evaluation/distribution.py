@@ -23,9 +23,8 @@ from hkdpipe.stages.evaluation.reference import Reference
 from hkdpipe.stages.evaluation.seen import Seen, Subject, Target, network_outputs, quantised
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.settings.metrics import Metric, Need, Row, metrics
-from hkdpipe.trainer.methods.registry import load_model
-from hkdpipe.trainer.methods.student import saved_model
 from hkdpipe.trainer.metrics.feature_networks import FeatureNetwork
+from hkdpipe.trainer.students.loading import load_model, saved_model
 from hkdpipe.trainer.teachers.sampler import evaluations
 
 

@@ -42,10 +42,9 @@ from hkdpipe.stages.shared.stage_state import evaluation_identity
 from hkdpipe.trainer.exports.programs import check_exports, write_onnx, write_program
 from hkdpipe.trainer.loop.checkpoint import newest_checkpoint, read_state
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.methods.registry import load_model
-from hkdpipe.trainer.methods.student import saved_model
 from hkdpipe.trainer.metrics.feature_networks import FeatureNetwork
 from hkdpipe.trainer.metrics.feature_spaces import SPACES
+from hkdpipe.trainer.students.loading import load_model, saved_model
 from hkdpipe.trainer.teachers.teacher import load_teacher
 
 

@@ -71,6 +71,7 @@ an EDM diffusion model, makes in many.
 {shell}```python
 import hkdpipe
 import torch
+from hkdpipe.trainer.students.loading import load_model
 
 model = hkdpipe.load_model("THIS_FOLDER")
 {told}images = model.sample({noise})  # in [-1, 1]

@@ -20,8 +20,8 @@ from hkdpipe.stages.shared.picture_grids import grid, save_arrays, save_png
 from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
 from hkdpipe.trainer.exports.programs import OnnxModel
 from hkdpipe.trainer.images.labels import one_hot
-from hkdpipe.trainer.methods.registry import load_model
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.students.loading import load_model
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.sampler import (
     Churn,
     edm_generators,

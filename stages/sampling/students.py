@@ -13,7 +13,7 @@ from hkdpipe.manifests.ground.atomic_files import read_json, read_json_if_there
 from hkdpipe.manifests.ground.errors import InputError, UsageError
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.students.loading import load_model
 
 
 def load_hkd(model: Path, device: torch.device) -> HKD:

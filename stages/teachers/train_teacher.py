@@ -170,7 +170,6 @@ def _loop(settings: TeacherTrainingSettings, budget: int) -> LoopSettings:
         budget=budget,
         batch_size=settings.batch_size,
         schedule="cosine",
-        gradient_clip=0.0,
         checkpoint_every=settings.checkpoint_every * settings.batch_size,
         keep_checkpoints=2,
         workers=1,

@@ -14,6 +14,7 @@ from hkdpipe.manifests.archive.reader import Archive, DamagedShard
 from hkdpipe.manifests.archive.reading_order import Blocks, training_indices
 from hkdpipe.manifests.ground.errors import InputError
 from hkdpipe.manifests.ground.rng import uniform
+from hkdpipe.stages.training.real_images import RealImages
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 
@@ -23,8 +24,15 @@ class Reader:
     Any thread may call its methods.
     """
 
-    def __init__(self, archive: Archive, training: TrainingSettings, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        training: TrainingSettings,
+        warn: Callable[[str], None],
+        real: RealImages | None = None,
+    ) -> None:
         self.archive = archive
+        self.real = real
         self.training = training
         blocks = Blocks(archive.plan.shard_size, training.block_shards)
         self._blocks = blocks if training.order == "blocks" else None

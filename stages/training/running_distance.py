@@ -15,8 +15,8 @@ from hkdpipe.stages.evaluation.reference import load_reference
 from hkdpipe.stages.evaluation.seen import feature_network, quantised
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.trainer.images.labels import one_hot
-from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.metrics.frechet_distance import frechet_distance, statistics
+from hkdpipe.trainer.students.student import Student
 
 
 class RunningDistance:

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 from PIL.Image import Image
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Name, WrongValue
+from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 
 def check_events_can_be_written() -> None:
     """UsageError without the package."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError(
-            "training.tensorboard: got true; accepted: false, as the package tensorboard is missing: "
-            "pip install 'hkdpipe[tensorboard]'"
+        raise WrongValue(
+            Name("tensorboard", TrainingSettings),
+            ": got true; accepted: false, as the package tensorboard is missing: "
+            "pip install 'hkdpipe[tensorboard]'",
         )
 
 

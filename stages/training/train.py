@@ -21,21 +21,22 @@ from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.shared.reporting import Reporter, Summary
 from hkdpipe.stages.shared.stage_state import newest_state
 from hkdpipe.stages.training.batch_reader import Reader
+from hkdpipe.stages.training.real_images import RealImages, real_images
 from hkdpipe.stages.training.running_distance import RunningDistance
 from hkdpipe.stages.training.watching import Watch
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.loop.checkpoint import TrainingState, checkpoints
 from hkdpipe.trainer.loop.distributed import connected, sum_over_processes
+from hkdpipe.trainer.loop.hooks import AfterStep, AverageWeights, ClipGradient
 from hkdpipe.trainer.loop.training_loop import Callbacks, LoopSettings, fit, new_state, resume
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.losses.distillation_loss import Batch
-from hkdpipe.trainer.losses.perceptual import BACKBONES, Distance, backbone_file, perceptual_distance
-from hkdpipe.trainer.methods.hkd.hkd_settings import check_without_states_between
-from hkdpipe.trainer.methods.method_settings import MethodSettings
-from hkdpipe.trainer.methods.registry import METHODS, load_model
-from hkdpipe.trainer.methods.student import Student, saved_model
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
+from hkdpipe.trainer.losses.perceptual import BACKBONES, backbone_file, perceptual_distance
 from hkdpipe.trainer.numbers.precision import tf32
+from hkdpipe.trainer.settings.method_registry import methods
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.loading import restore_weights, saved_model, student_of
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 
 
@@ -44,7 +45,7 @@ def train(
     archive: Path | str,
     out: Path,
     training: TrainingSettings,
-    options: MethodSettings | None,
+    options: Any,
     *,
     device: torch.device,
     world: World,
@@ -54,8 +55,8 @@ def train(
 ) -> Summary:
     """Train in `out` (checkpoints/, metrics.csv) until the budget is seen, from where it was interrupted.
 
-    `options` are the settings of the method's own section, None where it has none; `evaluation` are those of
-    the distance that training.fd_images asks for. Every process of `world` calls this with the same
+    `options` are the method's own (of its declaration's type `options`); `evaluation` are the settings of the
+    distance that `fd_images` of the training asks for. Every process of `world` calls this with the same
     arguments. Raises UsageError where `out` holds another training or the archive is another teacher's.
     """
     if training.batch_size % world.size:
@@ -63,18 +64,12 @@ def train(
         raise WrongValue(Name("batch_size", TrainingSettings), accepted)
     loaded = load_teacher(teacher, device)
     with open_archive(archive, check_sizes=training.on_damage == "stop") as trajectories:
-        check_archive(trajectories, loaded, training, archive)
-        distance = perceptual_distance(
-            training.perceptual,
-            training.perceptual_file,
-            loaded.arch.img_channels,
-            device,
-            WEIGHTS.get(training.precision, torch.float32),
-            training.perceptual_size,
-        )
+        check_archive(trajectories, loaded, training, options, archive)
+        lesson = first_lesson(training, loaded, device)
+        real = real_images(training, loaded.image_shape, loaded.arch.label_dim)
         make_folders(out)
         started = started_from(training, out / "checkpoints")
-        identity = training_identity(trajectories, training, options, started)
+        identity = training_identity(trajectories, training, options, started, real)
         with (
             _owned_by_first(out, world) as check_owned,
             connected(world, device),
@@ -91,7 +86,8 @@ def train(
                 if training.fd_images and world.first:
                     measured = evaluation or EvaluationSettings()
                     running = RunningDistance(trajectories, measured, training.fd_images, device)
-                with closing(Reader(trajectories, training, reporter.warn)) as reading, ExitStack() as stack:
+                reader = Reader(trajectories, training, reporter.warn, real)
+                with closing(reader) as reading, ExitStack() as stack:
                     callbacks = Callbacks(stop)
                     if world.first:
                         advance = stack.enter_context(
@@ -100,7 +96,7 @@ def train(
                         watch = Watch(out, reading, state.seen, device, reporter, advance, running)
                         callbacks = _watching(stack.enter_context(closing(watch)), stop, check_owned)
                     origin = {"identity": identity, "init_from": started}
-                    _fit(state, reading, distance, origin, out, world, device, callbacks)
+                    _fit(state, reading, lesson, origin, out, world, device, callbacks)
                 replaced = sum_over_processes(reading.replaced(state.seen), world)
     checkpoint = checkpoints(out / "checkpoints")[-1]
     trained_on = len(trajectories) - training.validation
@@ -115,55 +111,66 @@ def train(
             ("checkpoint", str(checkpoint)),
         ),
         files=(checkpoint, out / "metrics.csv"),
-        next_commands=(
-            f"hkdpipe evaluate --checkpoint {out / 'checkpoints'} --archive {archive} --teacher {teacher} "
-            "--out EVALUATION",
-        ),
         data={"checkpoint": str(checkpoint), "seen": state.seen, "steps": state.step, "replaced": replaced},
         did_nothing=did_nothing,
     )
 
 
+def first_lesson(training: TrainingSettings, teacher: Teacher, device: torch.device) -> Lesson:
+    """What the steps of a training have beside their batches."""
+    distance = perceptual_distance(
+        training.perceptual,
+        training.perceptual_file,
+        teacher.arch.img_channels,
+        device,
+        WEIGHTS.get(training.precision, torch.float32),
+        training.perceptual_size,
+    )
+    asked = "teacher" in methods()[training.method].learns_from
+    return Lesson(training, distance, teacher=teacher.network if asked else None)
+
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"float64": torch.float64}
-"""The type of the weights by training.precision, if it is not float32."""
+"""The type of the weights by the training's precision, if it is not float32."""
 
 
-def check_archive(archive: Archive, teacher: Teacher, training: TrainingSettings, path: Path | str) -> None:
+def check_archive(
+    archive: Archive, teacher: Teacher, training: TrainingSettings, options: Any, path: Path | str
+) -> None:
     """Raises UsageError where the archive is another teacher's, or holds too little for the settings."""
     made_with = archive.plan.teacher["sha256"]
     if made_with != teacher.sha256:
         raise UsageError(
-            f"{path}: made with another teacher (SHA-256 {made_with[:12]}...) than teacher.source "
-            f"'{teacher.source}' ({teacher.sha256[:12]}...)"
+            f"{path}: made with another teacher (SHA-256 {made_with[:12]}...) than ",
+            Name("source"),
+            f" '{teacher.source}' ({teacher.sha256[:12]}...)",
         )
     if training.validation >= len(archive):
-        raise UsageError(
-            f"training.validation: got {training.validation}; accepted: below the archive's {len(archive)}"
-        )
-    if len(archive.sigmas) == 2:
-        check_without_states_between(training, f"{path} holds no states in between")
+        accepted = f": got {training.validation}; accepted: below the archive's {len(archive)}"
+        raise WrongValue(Name("validation", TrainingSettings), accepted)
+    missing = f"{path} holds no states in between" if len(archive.sigmas) == 2 else ""
+    methods()[training.method].check(options, missing)
     if training.streaming:
         _check_streaming(archive, training, path)
 
 
 def _check_streaming(archive: Archive, training: TrainingSettings, path: Path | str) -> None:
+    streaming, order, on_damage = (Name(key, TrainingSettings) for key in ("streaming", "order", "on_damage"))
     if training.order != "blocks":
-        raise UsageError('training.streaming: got true; accepted: false, or training.order = "blocks"')
+        raise WrongValue(streaming, ": got true; accepted: false, or ", order, ' = "blocks"')
     if training.on_damage != "stop":
-        raise UsageError('training.on_damage: got "skip"; accepted: "stop", as training.streaming is on')
+        raise WrongValue(on_damage, ': got "skip"; accepted: "stop", as ', streaming, " is on")
     if archive.plan.form != "webdataset":
-        raise UsageError(
-            f"training.streaming: got true; accepted: false, as {path} is of the form "
-            f'"{archive.plan.form}", not "webdataset"'
-        )
+        form = f'{path} is of the form "{archive.plan.form}", not "webdataset"'
+        raise WrongValue(streaming, f": got true; accepted: false, as {form}")
 
 
 def started_from(training: TrainingSettings, folder: Path) -> str | None:
     """SHA-256 of the weights that a training starts from, None where they are the teacher's.
 
-    Of one that has begun its checkpoints in `folder` tell: the model that training.init_from names may be
-    gone since. Raises UsageError where it is another one.
+    Of one that has begun its checkpoints in `folder` tell: the model that `init_from` names may be gone
+    since. Raises UsageError where it is another one.
     """
     given = Path(training.init_from) if training.init_from else None
     newest = newest_state(folder)
@@ -171,9 +178,10 @@ def started_from(training: TrainingSettings, folder: Path) -> str | None:
         return saved_model(given, "raw").sha256 if given else None
     started: str | None = newest[1]["init_from"]
     if given and (started is None or (given.exists() and saved_model(given, "raw").sha256 != started)):
-        raise UsageError(
-            f"training.init_from: {given} is not what the training in {folder} has begun with; accepted: "
-            "that one, or '', now that it has begun"
+        raise WrongValue(
+            Name("init_from", TrainingSettings),
+            f": {given} is not what the training in {folder} has begun with; accepted: that one, or '', now "
+            "that it has begun",
         )
     return started
 
@@ -181,8 +189,9 @@ def started_from(training: TrainingSettings, folder: Path) -> str | None:
 def training_identity(
     archive: Archive,
     training: TrainingSettings,
-    options: MethodSettings | None,
+    options: Any,
     started: str | None = None,
+    real: RealImages | None = None,
 ) -> str:
     """Digest of what a training learns and from what; archives of the same numbers give the same.
 
@@ -191,6 +200,8 @@ def training_identity(
     plan = archive.plan.identity_values()
     values = {key: value for key, value in plan.items() if key not in ("form", "codec")}
     files = {"init_from": started} if started else {}
+    if real is not None:
+        files["images"] = real.identity
     if training.perceptual in BACKBONES:
         files["perceptual"] = sha256_file(backbone_file(training.perceptual, training.perceptual_file))
     return digest(
@@ -198,7 +209,7 @@ def training_identity(
             **files,
             "archive": values,
             "training": of_kind(training, "identity"),
-            "method": of_kind(options, "identity") if options else {},
+            "method": {name: of_kind(values, "identity") for name, values in vars(options).items()},
         }
     )
 
@@ -207,50 +218,45 @@ def new_student(
     teacher: Teacher,
     archive: Archive,
     training: TrainingSettings,
-    options: MethodSettings | None,
+    options: Any,
     device: torch.device,
 ) -> TrainingState[Student]:
     """The student before its first step, with its optimiser."""
-    method = METHODS[training.method]
+    method = methods()[training.method].student_class
     with torch.random.fork_rng(devices=[]):
         # Of weights that do not come from the teacher.
         torch.manual_seed(training.seed)
         student = method.from_teacher(teacher.network, options, **archive.plan.schedule)
     if training.init_from:
-        begun = load_model(training.init_from, device, "raw")
-        if begun.config() != student.config():
-            raise UsageError(
-                f"training.init_from: {training.init_from} has another method, network or settings of the "
-                "method than this training"
+        begun = saved_model(Path(training.init_from), "raw")
+        if student_of(begun).config() != student.config():
+            raise WrongValue(
+                Name("init_from", TrainingSettings),
+                f": {training.init_from} has another method, network or settings of the method than this "
+                "training",
             )
-        student.load_state_dict(begun.state_dict())
+        restore_weights(student, begun)
     student.to(device, WEIGHTS.get(training.precision, torch.float32))
     if training.channels_last:
         student.to(memory_format=torch.channels_last)
     for module in student.modules():
         if hasattr(module, "recompute"):
             setattr(module, "recompute", training.recompute)  # noqa: B010 - of whichever family's blocks
-    optimizer = new_optimizer(student.parameter_groups(training), training)
-    return new_state(student, optimizer, training.ema, scaled=training.precision == "fp16")
+    return new_state(student, student.optimizer(training), training.ema, scaled=training.precision == "fp16")
 
 
-def new_optimizer(groups: list[dict[str, Any]], training: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam, which leaves weight decay beside the gradient, or in it."""
-    adam = torch.optim.AdamW if training.weight_decay_form == "decoupled" else torch.optim.Adam
-    return adam(groups, fused=True)
-
-
-def read_batch(reader: Reader, start: int, stop: int) -> Batch:
+def read_batch(reader: Reader, student: Student, start: int, stop: int) -> Batch:
     """The trajectories at positions start..stop-1 at their drawn times, their ends and labels, as stored."""
-    archive, training = reader.archive, reader.training
+    archive = reader.archive
     positions = np.arange(start, stop)
-    drawn = METHODS[training.method].draw_states(training, positions, archive.sigmas)
+    drawn = student.draw_states(reader.training.seed, positions, archive.sigmas)
     end = np.full((len(drawn), 1), len(archive.sigmas) - 1)
     indices, values = reader.read(start, stop, np.concatenate([drawn, end], axis=1))
     states = torch.from_numpy(values)
     sigmas = torch.from_numpy(archive.sigmas[drawn]).float()
     labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
-    return Batch(states[:, :-1], torch.from_numpy(drawn), sigmas, states[:, -1], labels, positions)
+    real = (None, None) if reader.real is None else reader.real.read(start, stop)
+    return Batch(states[:, :-1], torch.from_numpy(drawn), sigmas, states[:, -1], labels, positions, *real)
 
 
 @contextmanager
@@ -288,7 +294,7 @@ def resume_in(out: Path, state: TrainingState[Any], identity: str, reporter: Rep
 def _fit(
     state: TrainingState[Student],
     reading: Reader,
-    distance: Distance | None,
+    lesson: Lesson,
     origin: dict[str, Any],
     out: Path,
     world: World,
@@ -301,7 +307,6 @@ def _fit(
         batch_size=training.batch_size,
         schedule=training.schedule,
         warmup=training.warmup,
-        gradient_clip=training.gradient_clip,
         checkpoint_every=training.checkpoint_every,
         keep_checkpoints=training.keep_checkpoints,
         workers=training.workers,
@@ -310,10 +315,15 @@ def _fit(
         compile=training.compile,
         checkpoint_minutes=training.checkpoint_minutes,
         max_skipped=training.max_skipped,
+        hooks=(
+            *([ClipGradient(training.gradient_clip)] if training.gradient_clip else []),
+            AfterStep(state.model.after_step),
+            AverageWeights(),
+        ),
     )
 
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return state.model.loss(module, batch.to(device), distance, training, progress)
+        return state.model.loss(module, batch.to(device), replace(lesson, progress=progress))
 
     about = {
         **origin,
@@ -325,7 +335,7 @@ def _fit(
     }
     fit(
         state,
-        lambda start, end: read_batch(reading, start, end),
+        lambda start, end: read_batch(reading, state.model, start, end),
         loss,
         loop,
         out / "checkpoints",

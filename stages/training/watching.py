@@ -18,7 +18,7 @@ from hkdpipe.stages.training.tensorboard_events import Events
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.loop.checkpoint import TrainingState
 from hkdpipe.trainer.losses.distillation_loss import Batch
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.whitebox.koopman_skill import has_operator, koopman_skill, largest_eigenvalues
 
 HELD_OUT = 256  # trajectories that a training is measured on

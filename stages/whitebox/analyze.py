@@ -37,7 +37,7 @@ from hkdpipe.stages.whitebox.plots import (
 )
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.student import saved_model
+from hkdpipe.trainer.students.loading import saved_model
 from hkdpipe.trainer.teachers.sampler import sigma_schedule
 from hkdpipe.trainer.whitebox.bands import Band, band_masks, band_members, masked, operator_levels
 from hkdpipe.trainer.whitebox.cumulative_effect import mean_frequency, radial_power

@@ -20,7 +20,7 @@ from bench_generation import CIFAR10_NETWORK
 from hkdpipe.trainer.loop.checkpoint import TrainingState, save_checkpoint, snapshot
 from hkdpipe.trainer.loop.training_loop import new_state
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import load_teacher
@@ -28,7 +28,7 @@ from hkdpipe.trainer.teachers.teacher import load_teacher
 
 def trained_once(network: PreconditionedUNet) -> TrainingState[HKD]:
     """A student whose optimiser has its state."""
-    student = HKD.from_teacher(network, KoopmanSettings())
+    student = HKD.from_teacher(network, HkdOptions())
     optimizer = torch.optim.AdamW(student.parameter_groups(TrainingSettings()), fused=True)
     for parameter in student.parameters():
         parameter.grad = torch.randn_like(parameter)

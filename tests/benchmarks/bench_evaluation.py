@@ -42,7 +42,7 @@ from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.shared.reporting import Silent
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.metrics.feature_networks import FeatureNetwork, load_features
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sample_trajectory
@@ -70,7 +70,7 @@ class Images(Dataset[torch.Tensor]):
 
 
 def untrained_student(teacher: Teacher) -> HKD:
-    return HKD.from_teacher(teacher.network, KoopmanSettings()).eval().requires_grad_(False)
+    return HKD.from_teacher(teacher.network, HkdOptions()).eval().requires_grad_(False)
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -31,9 +31,9 @@ from hkdpipe.stages.training.batch_reader import Reader
 from hkdpipe.stages.training.train import new_student, read_batch
 from hkdpipe.trainer.loop.training_loop import LoopSettings, prefetched, step
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.losses.distillation_loss import Batch
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
 from hkdpipe.trainer.methods.hkd.hkd import EVERY
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.numbers.allocator import keep_freed_memory
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
@@ -44,21 +44,20 @@ CPU = torch.device("cpu")
 
 def training_steps(teacher: Teacher, archive: Archive, training: TrainingSettings) -> Iterator[None]:
     """One step of training each time."""
-    koopman = KoopmanSettings() if training.method == "hkd" else None
+    koopman = HkdOptions() if training.method == "hkd" else None
     state = new_student(teacher, archive, training, koopman, CPU)
     state.model.train()
     loop = LoopSettings(
         budget=training.budget,
         batch_size=training.batch_size,
         schedule=training.schedule,
-        gradient_clip=training.gradient_clip,
         checkpoint_every=training.budget,
         keep_checkpoints=1,
         workers=training.workers,
     )
 
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return state.model.loss(module, batch.to(CPU), None, training, progress)
+        return state.model.loss(module, batch.to(CPU), Lesson(training, progress=progress))
 
     with closing(Reader(archive, training, print)) as reader:
         for pieces in prefetched(lambda start, stop: read_batch(reader, start, stop), 0, loop, World()):

@@ -49,7 +49,7 @@ from hkdpipe.stages.teachers import train_teacher
 from hkdpipe.stages.training import metrics_log, train
 from hkdpipe.trainer.loop import checkpoint, training_loop
 from hkdpipe.trainer.losses import perceptual
-from hkdpipe.trainer.methods import student
+from hkdpipe.trainer.students import student
 
 # The stages import these when they first need them.
 LAZY = (

@@ -39,7 +39,7 @@ def command(inputs: Inputs) -> list[str]:
         *settings(generation=GENERATION, training=TRAINING, evaluation=EVALUATION),
         *("--set", f"teacher.source={inputs.teacher}", "--set", "training.budget=8"),
         *("--set", "training.batch_size=2"),
-        *("--set", "training.times=2", "--set", 'evaluation.metrics=["fd", "fd_without_evolution", "match"]'),
+        *("--set", "hkd.times=2", "--set", 'evaluation.metrics=["fd", "fd_without_evolution", "match"]'),
         *("--set", "evaluation.reference=archive", "--set", "evaluation.teacher_steps=[]"),
         *("--set", "koopman.learning_rate_factor=100"),
     ]

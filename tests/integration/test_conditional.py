@@ -20,9 +20,9 @@ from hkdpipe.manifests.ground import rng
 from hkdpipe.stages.evaluation.seen import quantised
 from hkdpipe.stages.teachers.train_teacher import train_teacher
 from hkdpipe.trainer.images.formats.digits import load_digits
-from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.metrics.digits_classifier import load_classifier
 from hkdpipe.trainer.metrics.frechet_distance import Statistics, frechet_distance, statistics
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sample_trajectory
 from hkdpipe.trainer.teachers.teacher import load_teacher
@@ -61,7 +61,7 @@ def test_a_conditional_run(complete: Ran, capfd: pytest.CaptureFixture[str]) -> 
     assert set(labels.tolist()) == set(CLASSES)
 
     # Evaluation gives each held-out trajectory its own label: the first four are held out.
-    model = HKD.from_pretrained("run/export")
+    model = load_model("run/export")
     start = torch.from_numpy(states[:4, 0]).float()
     with torch.inference_mode():
         images = model(start, torch.full((4,), 80.0), torch.from_numpy(labels[:4]))
@@ -112,7 +112,7 @@ def test_student_and_teacher_are_measured_on_the_classes_asked_for(
         one_hot = torch.eye(10)[labels]
         with torch.inference_mode():
             ends = [sample_trajectory(teacher, noise, n, one_hot, **levels)[0][-1].float() for n in (3, 2)]
-            made = [HKD.from_pretrained("run/export").sample(noise, labels), *ends]
+            made = [load_model("run/export").sample(noise, labels), *ends]
             return [frechet_distance(seen(images), target) for images in made]
 
     measured = [float(row["fd_digits"]) for row in rows("metrics")[:3]]

@@ -24,17 +24,18 @@ from hkdpipe.stages.shared.picture_grids import to_uint8
 from hkdpipe.trainer.images.formats.digits import load_digits
 from hkdpipe.trainer.images.image_sets import load_images
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.methods.kd import KD
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
+from hkdpipe.trainer.methods.kd.kd import KD
+from hkdpipe.trainer.students.loading import load_model
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 
 Run = Callable[[str], dict[str, Any]]
 MODELS: dict[str, tuple[type[Student], dict[str, Any], Any]] = {
-    "grey": (HKD, {}, KoopmanSettings()),
-    "colour": (HKD, {"img_channels": 3}, KoopmanSettings()),
-    "classes": (HKD, {"label_dim": 4}, KoopmanSettings()),
-    "idle": (HKD, {}, KoopmanSettings(hierarchy="none")),
+    "grey": (HKD, {}, HkdOptions()),
+    "colour": (HKD, {"img_channels": 3}, HkdOptions()),
+    "classes": (HKD, {"label_dim": 4}, HkdOptions()),
+    "idle": (HKD, {}, HkdOptions(koopman=KoopmanSettings(hierarchy="none"))),
     "kd": (KD, {}, None),
 }
 
@@ -134,7 +135,7 @@ def test_colorization_keeps_the_luminance_of_grey_and_coloured_pictures(run: Run
 def test_an_edit_of_ratio_0_is_the_sample_and_of_ratio_1_the_reference(run: Run, tmp_path: Path) -> None:
     edits = f"edit --model grey --image 5:1 --reference 5:2 --ratio 0 --ratio 1 --mask all --out {tmp_path}"
     said = run(edits)
-    model, noise = HKD.from_pretrained("grey"), unit_noise(5, "sampling", [1, 2], (1, 8, 8))
+    model, noise = load_model("grey"), unit_noise(5, "sampling", [1, 2], (1, 8, 8))
     original, reference = (model.sample(torch.from_numpy(noise[[k]])) for k in (0, 1))
     smallest_0, smallest_1, all_0, all_1 = images(said).astype(int)
     assert np.array_equal(smallest_0, to_uint8(original.numpy())[0])
@@ -156,7 +157,7 @@ def test_an_edit_of_ratio_0_is_the_sample_and_of_ratio_1_the_reference(run: Run,
 def test_an_edit_of_pictures_starts_from_their_reconstructions(run: Run, tmp_path: Path) -> None:
     """By the encoder, or by the noise that the teacher's ODE leads to."""
     line = "edit --model grey --image picture.png --reference digits:3 --ratio 0 --no-all-bands --out"
-    model = HKD.from_pretrained("grey")
+    model = load_model("grey")
     picture = torch.from_numpy(load_images("picture.png"))
     said = run(f"{line} {tmp_path / 'encoded'}")
     expected = model.predict(picture, torch.tensor([model.sigma_min]))

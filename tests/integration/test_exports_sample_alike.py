@@ -13,7 +13,7 @@ from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.stages.sampling.sample import sample
 from hkdpipe.trainer.exports.programs import write_onnx
 from hkdpipe.trainer.loop.checkpoint import checkpoints
-from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.students.loading import load_model
 
 CLASSES = [2, 7]
 

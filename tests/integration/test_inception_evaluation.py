@@ -19,9 +19,9 @@ from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.stages.shared.picture_grids import to_uint8
 from hkdpipe.trainer.loop.checkpoint import checkpoints
 from hkdpipe.trainer.loop.distributed import World
-from hkdpipe.trainer.methods.registry import load_model
 from hkdpipe.trainer.metrics.frechet_distance import read_statistics, statistics
 from hkdpipe.trainer.metrics.inception import load_inception
+from hkdpipe.trainer.students.loading import load_model
 
 SETTINGS = dataclasses.replace(
     EVALUATION,

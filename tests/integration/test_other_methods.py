@@ -13,7 +13,8 @@ import torch
 from commands import called, succeeded
 from tiny import EVALUATION, GENERATION, KDM, OPTIONS, TRAINING, Inputs, settings
 
-from hkdpipe.trainer.methods.registry import METHODS, load_model
+from hkdpipe.trainer.settings.method_registry import methods
+from hkdpipe.trainer.students.loading import load_model
 
 TERMS = {
     "kd": ["mse", "perceptual"],
@@ -65,7 +66,7 @@ def test_a_run_of_another_method(
     assert json.loads(Path("run/export/config.json").read_text())["method"] == method
 
     model, checkpoint = load_model("run/export"), load_model("run/training/checkpoints/step-00000004")
-    assert type(model) is METHODS[method]
+    assert type(model) is methods()[method].student_class
     noise, labels = torch.randn(2, 1, 8, 8), torch.eye(10)[:2] if inputs.label_dim else None
     assert torch.equal(model.sample(noise, labels), checkpoint.sample(noise, labels))
 
@@ -77,16 +78,14 @@ def test_a_run_of_another_method(
 
 @pytest.mark.parametrize(
     ("method", "key", "code"),
-    [("kdm", "kdm.noise=0.5", 2), ("kd", "training.between_weight=0.5", 2), ("hkd", "koopman.rank=5", 2)],
+    [("kdm", "kdm.noise=0.5", 2), ("kd", "training.mse_weight=0.5", 2), ("hkd", "koopman.rank=5", 2)],
 )
 def test_a_training_with_other_options_is_refused(
     inputs: Inputs, method: str, key: str, code: int, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     training = dataclasses.replace(TRAINING, method=method, budget=4, checkpoint_every=4)
     places = ["--out", "out", "--teacher", str(inputs.teacher), "--archive", str(inputs.archive())]
-    options = OPTIONS[method]
-    own = {METHODS[method].section: options} if options else {}
-    train = ["train", *places, *settings(training=training, **own)]  # type: ignore[arg-type]
+    train = ["train", *places, *settings(training=training, **vars(OPTIONS[method]))]
     succeeded(called(capfd, *train))
     succeeded(called(capfd, *train))
     ran = called(capfd, *train, "--set", key)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs
+from tiny import EVALUATION, GENERATION, KOOPMAN, OPTIONS, TRAINING, WORK, Inputs
 
 from hkdpipe.manifests.archive.reader import open_archive
 from hkdpipe.manifests.ground.atomic_files import read_json
@@ -15,7 +15,8 @@ from hkdpipe.stages.evaluation.evaluate import evaluate
 from hkdpipe.stages.generation.generate import generate
 from hkdpipe.stages.training.train import train
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers.sampler import sigma_schedule
 
 
@@ -30,10 +31,10 @@ def test_training_and_evaluation_follow_the_archive(
     generate(str(inputs.teacher), archive, generation, "CC0", **WORK)
     with open_archive(archive) as opened:
         assert opened.sigmas.tolist() == sigma_schedule(6, 0.01)[list(store_steps)].tolist()
-    settings, koopman = TRAINING, KOOPMAN
+    options = OPTIONS["hkd"]
     if len(store_steps) == 2:
-        settings, koopman = replace(TRAINING, latent_weight=0.0), replace(KOOPMAN, learns_from="all")
-    train(str(inputs.teacher), archive, training, settings, koopman, world=World(), **WORK)
+        options = HkdOptions(HkdSettings(latent_weight=0.0), replace(KOOPMAN, learns_from="all"))
+    train(str(inputs.teacher), archive, training, TRAINING, options, world=World(), **WORK)
     out, export = tmp_path / "evaluation", tmp_path / "export"
     evaluate(
         str(inputs.teacher),
@@ -45,7 +46,7 @@ def test_training_and_evaluation_follow_the_archive(
         world=World(),
         **WORK,
     )
-    assert HKD.from_pretrained(export).sigma_min == 0.01
+    assert load_model(export).sigma_min == 0.01
     assert read_json(export / "config.json")["about"]["teacher"]["licence"] == "CC0"
     assert "Licence of the teacher: CC0." in (export / "README.md").read_text()
     with (out / "match.csv").open() as file:

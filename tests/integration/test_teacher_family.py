@@ -20,7 +20,7 @@ from hkdpipe.manifests.archive.reader import open_archive
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers import families
 from hkdpipe.trainer.teachers.families import (
     Decoder,

@@ -17,7 +17,7 @@ from tiny import EVALUATION, TRAINING, Inputs, evaluate_tiny, train_tiny
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.loop.checkpoint import checkpoints
 
-WATCHED = dataclasses.replace(TRAINING, tensorboard=True, keep_checkpoints=9, times=2, learning_rate=0.01)
+WATCHED = dataclasses.replace(TRAINING, tensorboard=True, keep_checkpoints=9, learning_rate=0.01)
 
 
 def curves(path: Path) -> dict[str, dict[int, float]]:

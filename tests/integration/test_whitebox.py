@@ -22,6 +22,7 @@ from hkdpipe.manifests.ground.rng import unit_noise
 from hkdpipe.stages.shared.picture_grids import CAPTION, GAP, SIDE, to_uint8
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.students.loading import load_model
 
 
 def newest(inputs: Inputs) -> Path:
@@ -114,7 +115,7 @@ def same(found: NDArray[np.uint8], expected: Tensor) -> bool:
 
 def at_work(inputs: Inputs, folder: Path) -> HKD:
     """A student whose operators are at work, exported to `folder`."""
-    model = HKD.from_pretrained(newest(inputs))
+    model = load_model(newest(inputs))
     torch.manual_seed(0)
     for parameter in model.koopman.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.5)

@@ -17,7 +17,7 @@ from commands import called, hkdpipe, started, succeeded
 from PIL import Image
 
 from hkdpipe.manifests.archive.reader import open_archive
-from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.students.loading import load_model
 
 TINY = [
     f"--set={setting}"
@@ -129,9 +129,9 @@ def test_the_export_is_the_average_of_the_last_checkpoint(complete: Path) -> Non
     noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     last = complete / "run/training/checkpoints/step-00000008"
     with torch.inference_mode():
-        exported = HKD.from_pretrained(complete / "run/export").sample(noise)
-        assert torch.equal(exported, HKD.from_pretrained(last, weights="ema").sample(noise))
-        assert not torch.equal(exported, HKD.from_pretrained(last, weights="raw").sample(noise))
+        exported = load_model(complete / "run/export").sample(noise)
+        assert torch.equal(exported, load_model(last, weights="ema").sample(noise))
+        assert not torch.equal(exported, load_model(last, weights="raw").sample(noise))
 
 
 def test_sampling_the_export(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:

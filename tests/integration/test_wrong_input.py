@@ -22,6 +22,7 @@ from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs, make_t
 
 from hkdpipe.stages.generation.generate import generate
 from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.students.loading import load_model
 
 GENERATE = "generate-trajectories --out new --teacher teacher"
 TRAIN = "train --out new --teacher teacher --archive archive-zarr"
@@ -190,9 +191,9 @@ CASES = {
         r"generation\.store_steps: got \[0, 20, 10, 40\]; accepted: rising numbers, .* 40; or \[\], for all",
     ),
     "nothing stored in between": Case(
-        f"{TRAIN.replace('archive-zarr', 'ends')} --set training.times=2",
+        f"{TRAIN.replace('archive-zarr', 'ends')} --set hkd.times=2",
         2,
-        r"training\.times: got 2; accepted: 1, as ends holds no states in between",
+        r"hkd\.times: got 2; accepted: 1, as ends holds no states in between",
         lambda: generate("teacher", Path("ends"), replace(GENERATION, store_steps=(0, 3)), **WORK),
     ),
     "churn for trajectories": Case(
@@ -641,7 +642,7 @@ def test_the_same_from_a_process_of_its_own(name: str, folder: Path) -> None:
 def test_a_damaged_export(
     damage: Callable[[], None], error: str, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    HKD.from_pretrained("training/checkpoints/step-00000012").save(Path("export"), {})
+    load_model("training/checkpoints/step-00000012").save(Path("export"), {})
     assert called(capfd, *shlex.split(f"{SAMPLE} export --count 2")).code == 0
     damage()
     check_refused(called(capfd, *shlex.split(f"{SAMPLE} export")), 3, error)

@@ -19,9 +19,9 @@ from hkdpipe.stages.shared.reporting import Silent, Summary
 from hkdpipe.stages.teachers.train_teacher import train_teacher
 from hkdpipe.stages.training.train import train
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
-from hkdpipe.trainer.methods.method_settings import MethodSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmOptions, KdmSettings
+from hkdpipe.trainer.settings.method_registry import NoOptions
 from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
@@ -49,7 +49,7 @@ TRAINING = TrainingSettings(
 )
 KOOPMAN = KoopmanSettings(learning_rate_factor=2.0)
 KDM = KdmSettings(width=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), operator="factorised")
-OPTIONS: dict[str, MethodSettings | None] = {"hkd": KOOPMAN, "kd": None, "kdm": KDM}
+OPTIONS: dict[str, Any] = {"hkd": HkdOptions(koopman=KOOPMAN), "kd": NoOptions(), "kdm": KdmOptions(KDM)}
 EVALUATION = EvaluationSettings(samples=10, batch_size=4, teacher_steps=(3, 2))
 TEACHER_TRAINING = TeacherTrainingSettings(
     model_channels=16, channel_mult=(1, 2), iterations=8, batch_size=4, checkpoint_every=2
@@ -127,7 +127,7 @@ def train_teacher_tiny(inputs: Inputs, out: Path) -> None:
 STAGES: dict[str, Callable[[Inputs, Path], object]] = {
     "generate-zarr": generate_tiny,
     "generate-webdataset": lambda inputs, out: generate_tiny(inputs, out, "webdataset"),
-    "train": lambda inputs, out: train_tiny(inputs, out, training=replace(TRAINING, latent_weight=0.1)),
+    "train": train_tiny,
     "train-kd": lambda inputs, out: train_tiny(inputs, out, training=replace(TRAINING, method="kd")),
     "train-kdm": lambda inputs, out: train_tiny(inputs, out, training=replace(TRAINING, method="kdm")),
     "evaluate": evaluate_tiny,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hkdpipe.manifests.ground.errors import HkdpipeError, Interrupted
 from hkdpipe.trainer.loop.checkpoint import TrainingState
 from hkdpipe.trainer.loop.distributed import connected, copy_from_first
+from hkdpipe.trainer.loop.hooks import AverageWeights, ClipGradient
 from hkdpipe.trainer.loop.training_loop import Callbacks, LoopSettings, fit, new_state, resume
 from hkdpipe.trainer.loop.world import World, world_from_environment
 
@@ -38,7 +39,7 @@ SETTINGS = LoopSettings(
     budget=72,
     batch_size=6,
     schedule="cosine",
-    gradient_clip=0.5,
+    hooks=(ClipGradient(0.5), AverageWeights()),
     checkpoint_every=12,
     keep_checkpoints=1,
     workers=1,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground.atomic_files import write_atomic
-from hkdpipe.manifests.ground.errors import InputError, UsageError, first_line
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.manifests.ground.errors import InputError, Name, UsageError, WrongValue, first_line
+from hkdpipe.trainer.students.student import Student
 
 NOISE, LABELS, IMAGES = "noise", "labels", "images"
 _FURTHER_FILES = "session.model_external_initializers_file_folder_path"
@@ -48,9 +48,9 @@ def check_exports(kinds: Sequence[str]) -> None:
     """UsageError where the packages are missing that 'onnx' needs."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if "onnx" in kinds and missing:
-        raise UsageError(
-            f"evaluation.exports: 'onnx' needs the package {missing[0]}; accepted: after "
-            "pip install 'hkdpipe[onnx]'"
+        raise WrongValue(
+            Name("exports"),
+            f": 'onnx' needs the package {missing[0]}; accepted: after pip install 'hkdpipe[onnx]'",
         )
 
 
@@ -97,7 +97,7 @@ class OnnxModel:
         inputs = {value.name: value.shape[1:] for value in self._session.get_inputs()}
         outputs = [value.name for value in self._session.get_outputs()]
         if outputs != [IMAGES]:
-            raise InputError(f"{path}: outputs {outputs}; accepted: '{IMAGES}', as hkdpipe evaluate exports")
+            raise InputError(f"{path}: outputs {outputs}; accepted: '{IMAGES}', as an evaluation exports")
         try:
             self.image_shape, self.label_dim = _image_shape_and_classes(inputs)
         except ValueError as error:
@@ -129,7 +129,7 @@ def _image_shape_and_classes(inputs: Mapping[str, Sequence[Any]]) -> tuple[tuple
     ):
         raise ValueError(
             f"inputs {dict(inputs)}; accepted: '{NOISE}' (N, C, H, W), and '{LABELS}' (N, classes) of a "
-            "conditional model, as hkdpipe evaluate exports them"
+            "conditional model, as an evaluation exports them"
         )
     return (shape[0], shape[1], shape[2]), labels[0]
 

@@ -25,6 +25,8 @@ from hkdpipe.manifests.ground.errors import InputError, first_line
 from hkdpipe.trainer.loop.loss_scale import LossScale
 from hkdpipe.trainer.teachers.teacher import read_weights
 
+STATE_VERSION = 2
+"""Of state.json. 1: a training's identity was made of other settings."""
 OPTIMIZER = "optimizer.pt"
 FILES = ("weights.safetensors", "ema.safetensors", OPTIMIZER)
 """What every checkpoint holds beside state.json; further averages are ema-DECAY.safetensors."""
@@ -113,7 +115,9 @@ def save_checkpoint(
         (temporary / OPTIMIZER).write_bytes(_pickled(taken.optimizer))
         checksums = {name: sha256_file(temporary / name) for name in (*taken.weights, OPTIMIZER)}
         position = {"step": taken.step, "seen": taken.seen, **taken.counts}
-        write_json(temporary / "state.json", {"version": 1, **position, "sha256": checksums, **about})
+        write_json(
+            temporary / "state.json", {"version": STATE_VERSION, **position, "sha256": checksums, **about}
+        )
     found = checkpoints(folder)
     here = found.index(path) + 1
     kept = {*found[max(0, here - keep) : here], best_checkpoint(found[:here])}

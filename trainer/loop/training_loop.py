@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.manifests.archive.reading_order import rank_slice
-from hkdpipe.manifests.ground.errors import HkdpipeError, Interrupted, UsageError, first_line
+from hkdpipe.manifests.ground.errors import HkdpipeError, Interrupted, Remedy, UsageError, first_line
 from hkdpipe.trainer.loop.background import Background
 from hkdpipe.trainer.loop.checkpoint import (
+    STATE_VERSION,
     Model,
     TrainingState,
     checkpoints,
@@ -33,6 +34,7 @@ from hkdpipe.trainer.loop.checkpoint import (
     snapshot,
 )
 from hkdpipe.trainer.loop.distributed import any_process, average_over_processes, barrier, copy_from_first
+from hkdpipe.trainer.loop.hooks import AverageWeights, Hook
 from hkdpipe.trainer.loop.loss_scale import LossScale
 from hkdpipe.trainer.loop.world import World
 
@@ -55,7 +57,6 @@ class LoopSettings:
     """Samples in a step, over all processes."""
     schedule: str
     """'constant' or 'cosine' (to zero at the budget)."""
-    gradient_clip: float
     checkpoint_every: int
     keep_checkpoints: int
     workers: int
@@ -72,6 +73,8 @@ class LoopSettings:
     """Minutes between checkpoints; 0: by the samples alone."""
     max_skipped: int = 50
     """So many steps skipped in a row end the training."""
+    hooks: tuple[Hook, ...] = (AverageWeights(),)
+    """Called in every step, in this order."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def resume(
     if found is None:
         return None
     if found[1].get("identity") != identity:
-        raise UsageError(f"{found[0]}: of a training with other settings; choose another folder")
+        older = ", or begun by an older version" if found[1].get("version") != STATE_VERSION else ""
+        raise UsageError(f"{found[0]}: of a training with other settings{older}; choose another folder")
     restore(found[0], state, found[1])
     return found[1]
 
@@ -240,8 +244,8 @@ def step(
     if state.loss_scale is not None:
         torch._foreach_div_(gradients, state.loss_scale.value)
     norm = nn.utils.get_total_norm(gradients)
-    if settings.gradient_clip:
-        nn.utils.clip_grads_with_norm_(parameters, settings.gradient_clip, norm)
+    for hook in settings.hooks:
+        hook.before_step(parameters, norm)
     spoilt = ~(norm + terms["loss"]).isfinite()
     state.optimizer.found_inf = spoilt.float()  # type: ignore[attr-defined]
     state.optimizer.step()
@@ -251,8 +255,8 @@ def step(
     state.skipped = torch.stack([skipped + spoilt, (in_a_row + 1) * goes_on])
     if state.loss_scale is not None:
         state.loss_scale.update(spoilt)
-    for decay, average in state.averages.items():
-        update_average(average, state.model, average_decay(decay, state.step))
+    for hook in settings.hooks:
+        hook.after_step(state)
     state.step += 1
     state.seen += settings.batch_size
     return terms
@@ -272,26 +276,14 @@ def _one_line_if_compiling_fails(compiled: bool) -> Iterator[None]:
             raise
         raise HkdpipeError(
             f"torch.compile failed ({first_line(error)}); a process that was killed while compiling may have "
-            f"left a broken file in {cache_dir()}: delete that folder, or set training.compile=false"
+            f"left a broken file in {cache_dir()}: delete that folder, or ",
+            Remedy("no compilation"),
         ) from None
 
 
 def learning_rate_factor(schedule: str, progress: float) -> float:
     """'constant': 1; 'cosine': from 1 to 0 over the budget."""
     return 1.0 if schedule == "constant" else (1 + math.cos(math.pi * progress)) / 2
-
-
-def average_decay(ema: float, step: int) -> float:
-    """Decay of the average at a step (counted from 0): short at first, so that the start is forgotten."""
-    return min(ema, (1 + step) / (10 + step))
-
-
-@torch.no_grad()
-def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * model for parameters, a copy for buffers."""
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-    for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
-        average.copy_(buffer)
 
 
 def prefetched(

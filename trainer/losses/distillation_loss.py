@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hkdpipe.trainer.losses.perceptual import Distance, difference
 from hkdpipe.trainer.numbers.precision import exact
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.families import TeacherNetwork
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Batch:
     """(B, label_dim), one-hot; None of an unconditional teacher."""
     positions: NDArray[np.int64] | None = None
     """(B,) in the sequence of samples: what a loss draws is a function of them. None outside of training."""
+    real: Tensor | None = None
+    """(B, C, H, W) in [-1, 1]: real images, of methods that learn from them."""
+    real_labels: Tensor | None = None
+    """(B, label_dim), one-hot: the classes of the real images; None where they are not known."""
 
     def to(self, device: torch.device) -> Batch:
         """On a device, and there in float32: fewer bytes go to it, and no thread that reads computes."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
-        for name in ("states", "ends"):
+        for name in {"states", "ends", "real"} & moved.keys():
             moved[name] = exact(moved[name])
         return dataclasses.replace(self, **moved)
 
@@ -69,9 +74,9 @@ def time_weights(numbers: Tensor, between: float) -> Tensor:
     return torch.full_like(numbers, others, dtype=torch.float64).masked_fill(numbers == 0, 1.0)
 
 
-def shares(batch: Batch, training: TrainingSettings) -> Tensor:
+def shares(batch: Batch, between_weight: float) -> Tensor:
     """What each of the B s states, those of a trajectory together, adds to a mean over the batch: (B s,)."""
-    return (time_weights(batch.numbers, training.between_weight) / len(batch.numbers)).flatten()
+    return (time_weights(batch.numbers, between_weight) / len(batch.numbers)).flatten()
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
@@ -79,8 +84,21 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum()
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a step of a training has beside its batch."""
+
+    training: TrainingSettings
+    distance: Distance | None = None
+    """The perceptual distance of the settings; None without one."""
+    progress: float = 0.0
+    """The share of the budget that was seen before the step."""
+    teacher: TeacherNetwork | None = None
+    """For methods that ask the teacher while they learn: frozen."""
+
+
 def distillation_loss(
-    model: nn.Module, batch: Batch, distance: Distance | None, training: TrainingSettings, progress: float
+    model: nn.Module, batch: Batch, lesson: Lesson, between_weight: float = 1.0
 ) -> dict[str, Tensor]:
     """`image_terms` of the images that model(states, sigmas, labels) makes of every state of the batch.
 
@@ -88,28 +106,21 @@ def distillation_loss(
     """
     states, sigmas, labels = batch.flat()
     images = model(states, sigmas, labels)
-    return image_terms(images, batch.ends, shares(batch, training), distance, training, progress)
+    return image_terms(images, batch.ends, shares(batch, between_weight), lesson)
 
 
-def image_terms(
-    images: Tensor,
-    ends: Tensor,
-    share: Tensor,
-    distance: Distance | None,
-    training: TrainingSettings,
-    progress: float,
-) -> dict[str, Tensor]:
+def image_terms(images: Tensor, ends: Tensor, share: Tensor, lesson: Lesson) -> dict[str, Tensor]:
     """'loss', which is d, and its parts 'mse' and 'perceptual', unweighted.
 
     images (N, C, H, W), of one or more states of each trajectory, and the trajectories' ends (B, C, H, W);
     share (N,) is what each image adds to the sums, which are in float32 or better.
     """
-    images = exact(images)
+    images, training = exact(images), lesson.training
     share = share.to(images)
     mse = weighted_sum((difference(images, ends.to(images)) ** 2).mean(dim=(1, 2, 3)), share)
-    loss = training.mse_weight * mse_decay(progress, training.mse_decades) * mse
+    loss = training.mse_weight * mse_decay(lesson.progress, training.mse_decades) * mse
     terms = {"mse": mse}
-    if distance is not None:
-        terms["perceptual"] = weighted_sum(distance(images, ends).to(share), share)
+    if lesson.distance is not None:
+        terms["perceptual"] = weighted_sum(lesson.distance(images, ends).to(share), share)
         loss = loss + training.perceptual_weight * terms["perceptual"]
     return {"loss": loss, **terms}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hkdpipe.manifests.ground.errors import InputError, UsageError, first_line
+from hkdpipe.manifests.ground.errors import InputError, Name, Remedy, WrongValue, first_line
 from hkdpipe.trainer.metrics.digits_classifier import load_classifier
 from hkdpipe.trainer.numbers.precision import exact
 
@@ -38,7 +38,7 @@ def perceptual_distance(
     dtype: torch.dtype = torch.float32,
     size: int = 64,
 ) -> Distance | None:
-    """The distance that `training.perceptual` names, frozen; None for 'none'.
+    """The distance of that name, frozen; None for 'none'.
 
     LPIPS computes in float32, its networks in the precision of autocast where there is one, of images whose
     smaller side is upsampled to at least `size`. Raises InputError where the backbone's local weights are
@@ -59,13 +59,14 @@ def perceptual_distance(
 def check_perceptual(name: str, file: str, channels: int, size: int) -> None:
     """Raises as `perceptual_distance` does for what can be seen without building the network."""
     if name == "digits" and channels not in (1, 3):
-        raise UsageError(
-            f"training.perceptual: 'digits' compares images of 1 or 3 channels, these have {channels}"
+        raise WrongValue(
+            Name("perceptual"), f": 'digits' compares images of 1 or 3 channels, these have {channels}"
         )
     if name in BACKBONES:
         if size < SMALLEST_SIDE[name]:
-            raise UsageError(
-                f"training.perceptual_size: got {size}; accepted: at least {SMALLEST_SIDE[name]} for '{name}'"
+            raise WrongValue(
+                Name("perceptual_size"),
+                f": got {size}; accepted: at least {SMALLEST_SIDE[name]} for '{name}'",
             )
         backbone_file(name, file)
 
@@ -104,17 +105,18 @@ def lpips_at_hand(file: str, device: torch.device) -> Distance | None:
     """
     if not file and not _backbone_path("alex", "").is_file():
         return None
-    return _lpips("alex", backbone_file("alex", file, "evaluation.lpips"), device, 64)
+    return _lpips("alex", backbone_file("alex", file, "lpips"), device, 64)
 
 
-def backbone_file(name: str, given: str, key: str = "training.perceptual_file") -> Path:
-    """The local file with a backbone's weights: the one given by `key`, or the one in the torch hub cache."""
+def backbone_file(name: str, given: str, argument: str = "perceptual_file") -> Path:
+    """The local file with a backbone's weights: given as `argument`, or that in the torch hub cache."""
     architecture, expected = BACKBONES[name]
     path = _backbone_path(name, given)
     if not path.is_file():
         raise InputError(
             f"{path}: missing; LPIPS needs torchvision's {architecture} weights ({expected}): put the file "
-            f"there, or name it with --set {key}=FILE"
+            "there, or ",
+            Remedy(f"name it as {argument}"),
         )
     return path
 

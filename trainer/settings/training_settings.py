@@ -4,52 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.manifests.ground.sections import MAX_SEED, setting
+from hkdpipe.trainer.settings.method_registry import descriptions
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """[training]: what is learned from an archive, how long and how fast."""
 
-    method: str = setting(
-        "hkd",
-        "hkd: Hierarchical Koopman Diffusion; kd: knowledge distillation, the teacher's denoiser trained on "
-        "the start and the end alone; kdm: the Koopman Distillation Model, networks of its own between them",
-        choices=("hkd", "kd", "kdm"),
-    )
+    method: str = setting("hkd", "how the student learns", choices=descriptions)
     budget: int = setting(1_000_000, "trajectories to see, over all processes", minimum=1, kind="growing")
     batch_size: int = setting(256, "trajectories in a step, over all processes", minimum=1)
-    times: int = setting(
-        1,
-        "of hkd: times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or "
-        "s > 1: the start and s - 1 times in between, as in the paper (5)",
-        minimum=1,
-    )
-    endpoint_share: float = setting(
-        0.5,
-        "with times = 1: probability that the time drawn is the start (pure noise)",
-        minimum=0.0,
-        maximum=1.0,
-    )
-    time_sampling: str = setting(
-        "uniform",
-        "the times in between: 'uniform' in sigma, at the nearest stored state (paper); 'grid': every stored "
-        "state alike",
-        choices=("uniform", "grid"),
-    )
-    between_weight: float = setting(
-        1.0,
-        "weight of the times in between, of whose losses the mean is taken, beside 1 for the start; "
-        "times - 1 makes it the sum (algorithm 1 of the paper)",
-        minimum=0.0,
-    )
-    latent_weight: float = setting(
-        0.1,
-        "weight of the latent consistency of hkd: the observables evolved to the end, against those of the "
-        "last state above sigma = 0, relative to these in each tensor; 0: none (paper)",
-        minimum=0.0,
-    )
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0.0)
     schedule: str = setting(
         "constant",
@@ -70,7 +36,7 @@ class TrainingSettings:
     ema: tuple[float, ...] = setting(
         (0.9999,),
         "decay per step of each average of the weights, with the usual warm-up min(ema, (1 + k)/(10 + k)); "
-        "the first is the one that is evaluated unless evaluation.weights says otherwise",
+        "the first is the one that is evaluated unless the evaluation's weights say otherwise",
         minimum=0.0,
         maximum=1.0,
         single=True,
@@ -82,10 +48,16 @@ class TrainingSettings:
         "needed any more; '': none",
         kind="operational",
     )
+    images: str = setting(
+        "",
+        "real images, for a method that learns from them: a set as a teacher is trained on; what counts is "
+        "what it holds, not where it is",
+        kind="operational",
+    )
     seed: int = setting(
         0,
         "seed of all that a training draws: reading order, times, replacements of damaged trajectories, and "
-        "the weights and the noise of kdm",
+        "what else a method draws",
         minimum=0,
         maximum=MAX_SEED,
     )
@@ -198,6 +170,10 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if not self.ema:
-            raise UsageError("training.ema: got []; accepted: at least one decay; 0 averages nothing")
+            raise WrongValue(
+                Name("ema", type(self)), ": got []; accepted: at least one decay; 0 averages nothing"
+            )
         if self.fd_images == 1:
-            raise UsageError("training.fd_images: got 1; accepted: 0, or at least 2, for a covariance")
+            raise WrongValue(
+                Name("fd_images", type(self)), ": got 1; accepted: 0, or at least 2, for a covariance"
+            )

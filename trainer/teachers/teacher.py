@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -156,8 +156,10 @@ def save_teacher(folder: Path, network: TeacherNetwork, about: dict[str, Any], d
         (temporary / "model.safetensors").write_bytes(save(weights))
 
 
-def read_weights(path: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file with exactly the names and shapes of `like`, in its types.
+def read_weights(path: Path, like: dict[str, Tensor], optional: Set[str] = frozenset()) -> dict[str, Tensor]:
+    """Tensors of a safetensors file with the names and shapes of `like`, in its types.
+
+    Those named `optional` may be missing.
 
     Raises InputError when the file is missing or damaged, or holds other tensors.
     """
@@ -168,7 +170,8 @@ def read_weights(path: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]})") from None
     try:
-        check_fit(tensors, like)
+        missing = optional - tensors.keys()
+        check_fit(tensors, {name: value for name, value in like.items() if name not in missing})
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return {name: value.to(like[name].dtype) for name, value in tensors.items()}

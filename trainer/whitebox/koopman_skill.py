@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.whitebox.spectrum import pair_eigenvalues
 
 AT_ONCE = 64

@@ -148,7 +148,7 @@ def _check_configuration(run: RunDir, config: Config, live: Mapping[str, str]) -
     if not run.config.exists():
         return
     stored = resolve(None, None, run.config, ())
-    check_change(stored, config, run.begun())
+    check_change(stored, config, run.begun(stored))
     if live and (changed := changes(stored, config)):
         raise InUseError(
             f"{changed[0].key}: jobs that have the value {changed[0].stored} are in the queue "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import click
 
 from hkdpipe.manifests.ground.errors import UsageError
-from hkdpipe.pipeline.configuration.config import dump, resolve, validate_run
+from hkdpipe.pipeline.configuration.config import dump, resolve, tables, validate_run
 from hkdpipe.pipeline.configuration.run_directory import RunDir, check_change
 from hkdpipe.pipeline.options import Given, configuration_options, json_option
 
@@ -35,11 +34,11 @@ def command(given: Given, explained: bool, check: bool, as_json: bool) -> None:
         validate_run(config)
         run = RunDir(given.run_dir) if given.run_dir else None
         if run is not None and run.config.exists():
-            check_change(resolve(None, None, run.config, ()), config, run.begun())
+            check_change(resolve(None, None, run.config, ()), config, run.begun(config))
         print(json.dumps({"accepted": True}) if as_json else "the configuration is accepted")
     elif explained:
         from hkdpipe.pipeline.explain import describe, explain
 
         print(json.dumps(describe(config)) if as_json else explain(config).rstrip())
     else:
-        print(json.dumps(asdict(config)) if as_json else dump(config).rstrip())
+        print(json.dumps(tables(config)) if as_json else dump(config).rstrip())

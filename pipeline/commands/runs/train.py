@@ -11,6 +11,7 @@ from hkdpipe.pipeline import stage_calls as stages
 from hkdpipe.pipeline.options import (
     FOLDER,
     Given,
+    command_line,
     configuration_options,
     folder_or_url,
     next_command,
@@ -34,7 +35,11 @@ from hkdpipe.pipeline.stage_calls import working
 )
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write, instead of a run directory.")
 @click.option("--init-from", metavar="MODEL", help="Checkpoint or export to start from: training.init_from.")
-@click.option("--method", metavar="METHOD", help="hkd, kd or kdm: training.method.")
+@click.option(
+    "--method",
+    metavar="METHOD",
+    help="How the student learns: training.method, explained by `hkdpipe config --explain`.",
+)
 @configuration_options
 @work_options
 def command(
@@ -69,6 +74,9 @@ def command(
         archive = place("--archive", archive, run.trajectories if run else None)
         folder = place("--out", out, run.training if run else None)
         summary = stages.train(config, archive, folder, work, run)
-        if run is not None:
-            summary = replace(summary, next_commands=(next_command("evaluate", run),))
-        report(summary, quiet, as_json)
+        following = command_line(
+            *("evaluate", "--checkpoint", folder / "checkpoints", "--archive", archive),
+            *("--teacher", config.teacher.source, "--out", "EVALUATION"),
+        )
+        following = next_command("evaluate", run) if run is not None else following
+        report(replace(summary, next_commands=(following,)), quiet, as_json)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from hkdpipe.stages.evaluation.context import Context
     from hkdpipe.trainer.losses.perceptual import Distance
-    from hkdpipe.trainer.methods.student import Student
+    from hkdpipe.trainer.students.student import Student
 
 
 def match_to_teacher(context: Context) -> dict[str, Any]:

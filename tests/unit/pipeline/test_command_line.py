@@ -458,12 +458,10 @@ def test_status(stages: Any, hkdpipe: Hkdpipe, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_config(hkdpipe: Hkdpipe) -> None:
-    Path("mine.toml").write_text(hkdpipe("config", "--explain", "--set", "training.times=3").out)
-    assert (
-        hkdpipe("config", "--config", "mine.toml").out == hkdpipe("config", "--set", "training.times=3").out
-    )
+    Path("mine.toml").write_text(hkdpipe("config", "--explain", "--set", "hkd.times=3").out)
+    assert hkdpipe("config", "--config", "mine.toml").out == hkdpipe("config", "--set", "hkd.times=3").out
     assert hkdpipe("config", "--check", "--config", "mine.toml").out == "the configuration is accepted\n"
-    assert hkdpipe("config", "--config", "mine.toml", "--json").last["training"]["times"] == 3
+    assert hkdpipe("config", "--config", "mine.toml", "--json").last["hkd"]["times"] == 3
     explained = hkdpipe("config", "--explain", "--json").last
     assert explained["training"]["budget"]["accepted"] == "an integer, at least 1"
 

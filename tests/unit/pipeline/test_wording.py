@@ -29,7 +29,8 @@ class Unknown:
             "{0}: model: not a {model}",
             "{0}: MODEL: not a {model}",
         ),
-        ([Name("width"), ": got 0"], "width: got 0", "width: got 0"),
+        ([Name("height"), ": got 0"], "height: got 0", "height: got 0"),
+        ([Name("lpips"), ": gone"], "lpips: gone", "evaluation.lpips: gone"),
         (["a: ", Remedy("a repair", {"archive": "a"})], "a: a repair", "a: hkdpipe verify a --repair"),
     ],
 )
@@ -42,4 +43,4 @@ def test_names_become_options_and_keys(parts: list[str | Name | Remedy], below: 
 
 def test_other_errors_stay_as_they_are() -> None:
     assert worded(InputError("a: missing"), COMMAND) == "a: missing"
-    assert worded(WrongValue(Name("steps"), ": got 0"), None) == "steps: got 0"
+    assert worded(WrongValue(Name("count"), ": got 0"), None) == "generation.count: got 0"

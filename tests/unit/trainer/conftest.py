@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 Randomise = Callable[[nn.Module], None]
@@ -60,7 +60,7 @@ def network(arch: Architecture, randomise: Randomise) -> PreconditionedUNet:
 @pytest.fixture
 def student(network: PreconditionedUNet, randomise: Randomise) -> HKD:
     """A student whose operators are at work: over Karras' time, learning from the whole loss."""
-    model = HKD.from_teacher(network, KoopmanSettings(time="karras", learns_from="all"))
+    model = HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(time="karras", learns_from="all")))
     randomise(model.koopman)
     return model.requires_grad_(False)
 

@@ -19,13 +19,14 @@ from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.losses.distillation_loss import (
     Batch,
+    Lesson,
     distillation_loss,
     image_terms,
     shares,
     weighted_sum,
 )
-from hkdpipe.trainer.losses.perceptual import Distance
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings, check_operators_learn
+from hkdpipe.trainer.methods.hkd import METHOD
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings, check_options
 from hkdpipe.trainer.methods.hkd.koopman_operator import (
     FixedPropagator,
     KoopmanOperator,
@@ -33,36 +34,29 @@ from hkdpipe.trainer.methods.hkd.koopman_operator import (
     evolved,
     propagators,
 )
-from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.numbers.precision import exact
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.families import NotSplit, TeacherArchitecture, TeacherNetwork
-
-COMPARED = 16
-"""Trajectories of a step that take part in the latent consistency; of large batches one in so many, of small
-ones one in four."""
-EVERY = 4
-"""Steps from one latent consistency to the next where nothing but the operators learns from it."""
 
 
 class HKD(Student):
     """The student: encoder, one Koopman operator per tensor, decoder."""
 
-    name = "hkd"
-    section = "koopman"
-    settings_type = KoopmanSettings
-    settings: KoopmanSettings
+    method = METHOD
+    options: HkdOptions
 
     def __init__(
         self,
         arch: TeacherArchitecture,
-        settings: KoopmanSettings,
+        options: HkdOptions,
         sigma_min: float,
         sigma_max: float,
         rho: float,
     ) -> None:
         """Raises UsageError for a teacher whose network has no two halves."""
-        super().__init__(arch, settings, sigma_min, sigma_max, rho)
+        super().__init__(arch, options, sigma_min, sigma_max, rho)
+        settings = options.koopman
         try:
             self.encoder, self.decoder = self.arch.network().split()
         except NotSplit as error:
@@ -95,7 +89,7 @@ class HKD(Student):
         Here and below, labels are one-hot (N, label_dim), class numbers (N,) of an integer type, or None.
         """
         x, sigma = x.to(self.dtype), sigma.to(self.dtype)
-        told = sigma if self.settings.encoder_time == "sigma" else torch.ones_like(sigma)
+        told = sigma if self.options.koopman.encoder_time == "sigma" else torch.ones_like(sigma)
         return self.encoder.observe(x, sigma, told, self._one_hot(labels))
 
     def evolve(
@@ -125,7 +119,7 @@ class HKD(Student):
 
     def decode(self, z: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """D(z): images (N, C, H, W) from observables at the end; told one constant noise level."""
-        level = self.sigma_max if self.settings.decoder_time == "initial" else self.sigma_min
+        level = self.sigma_max if self.options.koopman.decoder_time == "initial" else self.sigma_min
         sigma = torch.full((1,), level, dtype=self.dtype, device=z[-1].device)
         return self.decoder.image(z, sigma, self._one_hot(labels))
 
@@ -157,48 +151,40 @@ class HKD(Student):
             )
         return images, [tensor[observables] for tensor in reached]
 
-    def loss(
-        self,
-        module: nn.Module,
-        batch: Batch,
-        distance: Distance | None,
-        training: TrainingSettings,
-        progress: float,
-    ) -> dict[str, Tensor]:
+    def loss(self, module: nn.Module, batch: Batch, lesson: Lesson) -> dict[str, Tensor]:
         """The distillation loss, and 'latent', the latent consistency, in steps where it has a weight."""
-        if not training.latent_weight:
-            return distillation_loss(module, batch, distance, training, progress)
+        hkd, batch_size = self.options.hkd, lesson.training.batch_size
+        if not hkd.latent_weight:
+            return distillation_loss(module, batch, lesson, hkd.between_weight)
         drawn = batch.with_states(slice(-1))
-        if not len(self.koopman) or not self._compares(batch, training.batch_size):
-            return distillation_loss(module, drawn, distance, training, progress)
-        rows, one_in = _compared(batch, training.batch_size)
+        if not len(self.koopman) or not self._compares(batch, batch_size):
+            return distillation_loss(module, drawn, lesson, hkd.between_weight)
+        rows, one_in = _compared(batch, batch_size, hkd.latent_trajectories)
         few, times = batch.of_trajectories(rows), drawn.sigmas.shape[1]
         states = (rows[:, None] * times + np.arange(times)).ravel()
         compared = torch.from_numpy(states).to(batch.states.device)
         images, z = module(*drawn.flat(), observables=compared)
-        share = shares(drawn, training)
-        terms = image_terms(images, batch.ends, share, distance, training, progress)
+        share = shares(drawn, hkd.between_weight)
+        terms = image_terms(images, batch.ends, share, lesson)
         with torch.no_grad():
             end = self.observe(*few.with_states(slice(-1, None)).flat())
         errors = latent_error(z, [target.repeat_interleave(times, dim=0) for target in end])
         terms["latent"] = weighted_sum(errors, (one_in * share[compared]).to(errors))
-        terms["loss"] = terms["loss"] + training.latent_weight * terms["latent"]
+        terms["loss"] = terms["loss"] + hkd.latent_weight * terms["latent"]
         return terms
 
     @property
     def _apart(self) -> bool:
         """Whether images teach the networks alone, and the latent consistency the operators."""
-        return self.settings.learns_from == "latent"
+        return self.options.koopman.learns_from == "latent"
 
     def _compares(self, batch: Batch, batch_size: int) -> bool:
-        """Whether the step has a latent consistency: every one, or, where it teaches operators alone, some.
-
-        That serves them as well at three times the rate; in every step it would be 3 % of a small network's.
-        """
+        """Whether the step has a latent consistency: each, or, where it teaches operators alone, some."""
         if batch.positions is None or not self._apart:
             return True
         step = int(batch.positions[0]) // batch_size
-        return step % EVERY == EVERY - 1
+        every = self.options.hkd.latent_every
+        return step % every == every - 1
 
     def folded(self) -> Self:
         """With e^{A (tau(end) - tau(start))} as a constant."""
@@ -219,7 +205,7 @@ class HKD(Student):
     def tau(self, sigma: Tensor) -> Tensor:
         """The time coordinate of the evolution."""
         return evolution_time(
-            sigma, self.settings.time, self.sigma_min, self.sigma_max, self.rho, self.arch.sigma_data
+            sigma, self.options.koopman.time, self.sigma_min, self.sigma_max, self.rho, self.arch.sigma_data
         )
 
     def parameter_groups(self, training: TrainingSettings) -> list[dict[str, Any]]:
@@ -227,66 +213,59 @@ class HKD(Student):
 
         Raises UsageError where the operators would have nothing to learn from.
         """
-        check_operators_learn(training, self.settings)
+        check_options(self.options)
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
         groups: list[dict[str, Any]] = [
             {"params": networks, "lr": training.learning_rate, "weight_decay": training.weight_decay}
         ]
         if operators := list(self.koopman.parameters()):
-            rate = training.learning_rate * self.settings.learning_rate_factor
+            rate = training.learning_rate * self.options.koopman.learning_rate_factor
             groups.append({"params": operators, "lr": rate, "weight_decay": 0.0})
         return groups
 
-    @staticmethod
     def draw_states(
-        training: TrainingSettings, positions: NDArray[np.int64], sigmas: NDArray[np.float64]
+        self, seed: int, positions: NDArray[np.int64], sigmas: NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        """Numbers of the stored states to learn from, (B, training.times), by the samples' positions.
+        """Numbers of the stored states to learn from, (B, times), by the samples' positions.
 
         `sigmas` (n + 1,) are those of the stored states, the last one 0; drawn are states 0 .. n-1. With one
         time: the start with probability `endpoint_share`, else one in between. With s: the start first.
         Where no states in between are stored, it is always the start. A column for state n - 1, to whose
-        observables the others shall lead, follows where training.latent_weight is above 0.
+        observables the others shall lead, follows where the latent consistency has a weight.
         """
-        drawn = _draw_times(training, positions, sigmas)
-        if training.latent_weight:
+        drawn = _draw_times(self.options.hkd, seed, positions, sigmas)
+        if self.options.hkd.latent_weight:
             drawn = np.pad(drawn, ((0, 0), (0, 1)), constant_values=len(sigmas) - 2)
         return drawn
 
-    @staticmethod
-    def evaluations(training: TrainingSettings) -> int:
-        """One for each time; the encoder's forward pass of the latent consistency is not counted."""
-        return training.times
 
-
-def _compared(batch: Batch, batch_size: int) -> tuple[NDArray[np.int64], int]:
+def _compared(batch: Batch, batch_size: int, some: int) -> tuple[NDArray[np.int64], int]:
     """Rows of the trajectories whose observables are compared, and how many each of them stands for.
 
-    Encoding the ends of all would take a sixth of a step. Chosen by position, they are the same for any
-    number of processes, and no batch is without one.
+    Chosen by position, they are the same for any number of processes, and no batch is without one.
     """
     if batch.positions is None:
         return np.arange(len(batch.states)), 1
-    one_in = min(max(4, batch_size // COMPARED), COMPARED, batch_size)
+    one_in = min(max(4, batch_size // some), some, batch_size)
     return np.flatnonzero(batch.positions % one_in == 0), one_in
 
 
 def _draw_times(
-    training: TrainingSettings, positions: NDArray[np.int64], sigmas: NDArray[np.float64]
+    hkd: HkdSettings, seed: int, positions: NDArray[np.int64], sigmas: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     between = np.arange(1, len(sigmas) - 1)
     if not len(between):
-        return np.zeros((len(positions), training.times), dtype=np.int64)
-    draws = rng.uniform(training.seed, "times", positions, training.times + 1)
-    if training.time_sampling == "grid":
+        return np.zeros((len(positions), hkd.times), dtype=np.int64)
+    draws = rng.uniform(seed, "times", positions, hkd.times + 1)
+    if hkd.time_sampling == "grid":
         states = between[(draws[:, 1:] * len(between)).astype(np.int64)]
     else:
         sigma = sigmas[-2] + draws[:, 1:] * (sigmas[0] - sigmas[-2])
         states = between[np.abs(sigma[:, :, None] - sigmas[between]).argmin(axis=2)]
-    if training.times > 1:
+    if hkd.times > 1:
         states[:, 0] = 0
     else:
-        states[draws[:, 0] < training.endpoint_share] = 0
+        states[draws[:, 0] < hkd.endpoint_share] = 0
     return states
 
 

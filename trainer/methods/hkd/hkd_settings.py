@@ -1,17 +1,64 @@
-"""[koopman]: the operators of HKD. Free of torch."""
+"""[hkd]: how HKD learns; [koopman]: its operators. Free of torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.manifests.ground.sections import setting
-from hkdpipe.trainer.settings.training_settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class HkdSettings:
+    """[hkd]: which states of a trajectory HKD learns from, and what from each."""
+
+    times: int = setting(
+        1,
+        "times drawn of each trajectory in a step: 1 (the start with probability endpoint_share), or "
+        "s > 1: the start and s - 1 times in between, as in the paper (5)",
+        minimum=1,
+    )
+    endpoint_share: float = setting(
+        0.5,
+        "with times = 1: probability that the time drawn is the start (pure noise)",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    time_sampling: str = setting(
+        "uniform",
+        "the times in between: 'uniform' in sigma, at the nearest stored state (paper); 'grid': every stored "
+        "state alike",
+        choices=("uniform", "grid"),
+    )
+    between_weight: float = setting(
+        1.0,
+        "weight of the times in between, of whose losses the mean is taken, beside 1 for the start; "
+        "times - 1 makes it the sum (algorithm 1 of the paper)",
+        minimum=0.0,
+    )
+    latent_weight: float = setting(
+        0.1,
+        "weight of the latent consistency: the observables evolved to the end, against those of the "
+        "last state above sigma = 0, relative to these in each tensor; 0: none (paper)",
+        minimum=0.0,
+    )
+    latent_every: int = setting(
+        4,
+        "steps from one latent consistency to the next where the operators alone learn from it; at three "
+        "times the rate it serves them as well as every step, which would cost 3 % of a small network's",
+        minimum=1,
+    )
+    latent_trajectories: int = setting(
+        16,
+        "trajectories of a step that take part in the latent consistency, of small batches one in four: to "
+        "encode the ends of all would take a sixth of a step",
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True)
 class KoopmanSettings:
-    """[koopman]: the operator of hkd. Its generator starts at zero, so its evolution as the identity."""
+    """[koopman]: the operators. Their generators start at zero, so the evolution as the identity."""
 
     time: str = setting(
         "angle",
@@ -59,21 +106,29 @@ class KoopmanSettings:
     )
 
 
-def check_without_states_between(training: TrainingSettings, reason: str) -> None:
-    """Raises UsageError where a training needs states in between, of which `reason` says there are none."""
-    if training.method != "hkd":
-        return
-    for key, limit, accepted in (
-        ("times", 1, "1"),
-        ("latent_weight", 0, '0, with koopman.learns_from = "all"'),
-    ):
-        if (given := getattr(training, key)) > limit:
-            raise UsageError(f"training.{key}: got {given}; accepted: {accepted}, as {reason}")
+@dataclass(frozen=True)
+class HkdOptions:
+    """The sections of HKD."""
+
+    hkd: HkdSettings = field(default_factory=HkdSettings)
+    koopman: KoopmanSettings = field(default_factory=KoopmanSettings)
 
 
-def check_operators_learn(training: TrainingSettings, koopman: KoopmanSettings) -> None:
-    """Raises UsageError where the operators of a training of hkd would have nothing to learn from."""
-    if training.method != "hkd" or koopman.hierarchy == "none" or koopman.learns_from != "latent":
-        return
-    if not training.latent_weight:
-        raise UsageError("koopman.learns_from: got 'latent'; accepted with training.latent_weight = 0: 'all'")
+def check_options(options: HkdOptions, no_states_between: str = "") -> None:
+    """Raises UsageError where the operators would have nothing to learn from, or where the options need
+    states between start and end and `no_states_between` says why there are none."""
+    hkd, koopman = options.hkd, options.koopman
+    times, latent_weight = Name("times", HkdSettings), Name("latent_weight", HkdSettings)
+    learns_from = Name("learns_from", KoopmanSettings)
+    if no_states_between and hkd.times > 1:
+        raise WrongValue(times, f": got {hkd.times}; accepted: 1, as {no_states_between}")
+    if no_states_between and hkd.latent_weight:
+        raise WrongValue(
+            latent_weight,
+            f": got {hkd.latent_weight}; accepted: 0, with ",
+            learns_from,
+            ' = "all", as ',
+            no_states_between,
+        )
+    if not hkd.latent_weight and koopman.hierarchy != "none" and koopman.learns_from == "latent":
+        raise WrongValue(learns_from, ": got 'latent'; accepted with ", latent_weight, " = 0: 'all'")

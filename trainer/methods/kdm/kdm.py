@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.errors import UsageError
-from hkdpipe.trainer.losses.distillation_loss import Batch, image_terms
-from hkdpipe.trainer.losses.perceptual import Distance
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson, image_terms
+from hkdpipe.trainer.methods.kdm import METHOD
 from hkdpipe.trainer.methods.kdm.discriminator import PatchDiscriminator
-from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmOptions, KdmSettings
 from hkdpipe.trainer.methods.kdm.latent_map import DenseMap, FactorisedMap
-from hkdpipe.trainer.methods.student import Student
 from hkdpipe.trainer.numbers.precision import exact
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.edm import Architecture
 from hkdpipe.trainer.teachers.edm.unet import SongUNet
 from hkdpipe.trainer.teachers.families import TeacherArchitecture, TeacherNetwork
@@ -29,20 +29,20 @@ from hkdpipe.trainer.teachers.families import TeacherArchitecture, TeacherNetwor
 class KDM(Student):
     """The student: two encoders, a linear map between their latents, a decoder, and a discriminator."""
 
-    name = "kdm"
-    section = "kdm"
-    settings_type = KdmSettings
-    settings: KdmSettings
+    method = METHOD
+    options: KdmOptions
     between = False
+    training_only = ("image_encoder", "discriminator")
 
     def __init__(
-        self, arch: TeacherArchitecture, settings: KdmSettings, sigma_min: float, sigma_max: float, rho: float
+        self, arch: TeacherArchitecture, options: KdmOptions, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
         """`arch` is the teacher's, of which only the shape of the images and the classes matter.
 
         Raises UsageError where no network of the settings' kind fits them.
         """
-        super().__init__(arch, settings, sigma_min, sigma_max, rho)
+        super().__init__(arch, options, sigma_min, sigma_max, rho)
+        settings = options.kdm
         self.latent = settings.projection or arch.img_resolution**2
         try:
             self.image_encoder = Encoder(arch, settings)
@@ -72,10 +72,8 @@ class KDM(Student):
 
     def folded(self) -> Self:
         """With its map as one matrix, and without the networks that sampling does not need."""
-        model = super().folded()
+        model = super().folded().without_training_networks()
         model.map = model.map.dense()
-        model.discriminator = None
-        del model.image_encoder
         return model.requires_grad_(False)
 
     def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -94,7 +92,7 @@ class KDM(Student):
         """
         ends = ends.to(self.dtype)
         z, reached = self.image_encoder(ends, labels), self.evolve(starts, labels)
-        noisy = torch.cat([z, reached]) + self.settings.noise * torch.cat([*noise.to(z).unbind(1)])
+        noisy = torch.cat([z, reached]) + self.options.kdm.noise * torch.cat([*noise.to(z).unbind(1)])
         twice = None if labels is None else torch.cat([labels, labels])
         reconstructed, generated = self.decoder(noisy, twice).chunk(2)
         found = {
@@ -108,43 +106,31 @@ class KDM(Student):
             found["discriminator"] = self.discriminator.judgement(ends, generated)
         return found
 
-    def loss(
-        self,
-        module: nn.Module,
-        batch: Batch,
-        distance: Distance | None,
-        training: TrainingSettings,
-        progress: float,
-    ) -> dict[str, Tensor]:
+    def loss(self, module: nn.Module, batch: Batch, lesson: Lesson) -> dict[str, Tensor]:
         """'mse' and 'perceptual' are those of the generated images.
 
         The discriminator's own loss is a term of the same sum: neither it nor the others have a gradient in
         what the other side learns, so that one optimiser, for which all weights are separate, serves both.
         """
-        found = module(batch.states[:, 0], batch.ends, self.latent_noise(batch, training.seed), batch.labels)
+        noise = self.latent_noise(batch, lesson.training.seed)
+        parts = module(batch.states[:, 0], batch.ends, noise, batch.labels)
         share = batch.ends.new_full((len(batch.ends),), 1 / len(batch.ends))
         terms, other = (
-            image_terms(found.pop(name), batch.ends, share, distance, training, progress)
-            for name in ("generated", "reconstructed")
+            image_terms(parts.pop(name), batch.ends, share, lesson) for name in ("generated", "reconstructed")
         )
         terms["reconstruction"] = other["loss"]
-        terms |= {name: value.mean() for name, value in found.items()}
+        terms |= {name: value.mean() for name, value in parts.items()}
         weights = {
             "loss": 1.0,
             "reconstruction": 1.0,
             "latent": 1.0,
-            "inverse": self.settings.inverse_weight,
-            "modulus": self.settings.modulus_weight,
-            "adversarial": self.settings.adversarial_weight,
+            "inverse": self.options.kdm.inverse_weight,
+            "modulus": self.options.kdm.modulus_weight,
+            "adversarial": self.options.kdm.adversarial_weight,
             "discriminator": 1.0,
         }
         total = torch.stack([weight * terms[name] for name, weight in weights.items() if name in terms]).sum()
         return {**terms, "loss": total}
-
-    @staticmethod
-    def evaluations(training: TrainingSettings) -> int:
-        """Of its own U-Nets: two encoders, and the decoder of both latents; the discriminator not counted."""
-        return 4
 
     def latent_noise(self, batch: Batch, seed: int) -> Tensor:
         """Unit noise (B, 2, d) that is a function of the samples' positions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hkdpipe.manifests.ground.sections import setting
 
@@ -42,3 +42,10 @@ class KdmSettings:
     control: bool = setting(
         False, "of a conditional teacher: the class adds a vector to the mapped latent, too"
     )
+
+
+@dataclass(frozen=True)
+class KdmOptions:
+    """The section of KDM."""
+
+    kdm: KdmSettings = field(default_factory=KdmSettings)

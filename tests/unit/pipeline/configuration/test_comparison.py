@@ -18,6 +18,8 @@ seeds = [3, 5]
 [training]
 budget = 100
 batch_size = 10
+
+[hkd]
 times = 4
 
 [[rows]]
@@ -25,7 +27,7 @@ name = "HKD: all"
 
 [[rows]]
 name = "two times"
-training.times = 2
+hkd.times = 2
 koopman.time = "log"
 
 [[rows]]
@@ -43,13 +45,11 @@ def file(tmp_path: Path) -> Path:
 
 def test_rows_differ_from_the_base_in_what_they_say(file: Path) -> None:
     comparison = resolve_comparison(None, file, ["training.budget=50", "koopman.rank=7"])
-    shared = {"training": {"budget": 50, "batch_size": 10, "times": 4}, "koopman": {"rank": 7}}
+    shared = {"training": {"budget": 50, "batch_size": 10}, "hkd": {"times": 4}, "koopman": {"rank": 7}}
     assert comparison.base == parse(shared)
     assert comparison.rows == {
         "HKD: all": parse(shared),
-        "two times": parse(
-            {"training": {**shared["training"], "times": 2}, "koopman": {"rank": 7, "time": "log"}}
-        ),
+        "two times": parse({**shared, "hkd": {"times": 2}, "koopman": {"rank": 7, "time": "log"}}),
         "KD": parse({**shared, "training": {**shared["training"], "method": "kd"}}),
     }
 
@@ -57,8 +57,9 @@ def test_rows_differ_from_the_base_in_what_they_say(file: Path) -> None:
 def test_a_base_preset_is_changed_key_by_key(file: Path) -> None:
     comparison = resolve_comparison(None, file, ['comparison.base="digits"'])
     digits = parse(read_preset("digits"))
-    changed = dataclasses.replace(digits.training, budget=100, batch_size=10, times=4)
-    assert comparison.base == dataclasses.replace(digits, training=changed)
+    of_methods = {**digits.of_methods, "hkd": dataclasses.replace(digits.section("hkd"), times=4)}
+    changed = dataclasses.replace(digits.training, budget=100, batch_size=10)
+    assert comparison.base == dataclasses.replace(digits, training=changed, of_methods=of_methods)
 
 
 def test_equal_trajectories_and_equal_evaluations(file: Path) -> None:
@@ -88,7 +89,7 @@ def test_evaluations_that_cannot_be_equal_are_refused(file: Path) -> None:
         "'KD' takes 4 evaluations of a trajectory and another row 10"
     )
     file.write_text(TEXT.replace('"kd"', '"kdm"'), encoding="utf-8")
-    changed = ["training.times=10", "training.batch_size=3"]
+    changed = ["hkd.times=10", "training.batch_size=3"]
     with pytest.raises(UsageError, match=message):
         trials(resolve_comparison(None, file, changed))
     assert trials(resolve_comparison(None, file, [*changed, "comparison.equal=trajectories"]))
@@ -128,8 +129,8 @@ def test_the_ablation_of_the_paper() -> None:
     """Its table's four rows, as docs/METHOD.md lists them, and the other methods."""
     rows = resolve_comparison("digits-ablation", None, ()).rows
     settings = [
-        (row.training.method, row.koopman.hierarchy, row.training.times, row.training.endpoint_share)
-        for row in rows.values()
+        (row.training.method, row.section("koopman").hierarchy, hkd.times, hkd.endpoint_share)
+        for row, hkd in ((row, row.section("hkd")) for row in rows.values())
     ]
     assert settings[:4] == [
         ("hkd", "none", 1, 1.0),

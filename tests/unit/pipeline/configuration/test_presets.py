@@ -40,11 +40,11 @@ def test_teachers_and_samplers_of_edm(name: str, file: str, steps: int) -> None:
     ("name", "batch_size"), [("cifar10", 256), ("cifar10-conditional", 256), ("ffhq64", 64)]
 )
 def test_training_of_the_hkd_paper(name: str, batch_size: int) -> None:
-    training = preset(name).training
+    training, hkd = preset(name).training, preset(name).section("hkd")
     assert (training.method, training.batch_size) == ("hkd", batch_size)
     assert training.budget == 54 * preset(name).generation.count
     assert (training.learning_rate, training.schedule) == (1e-3, "constant")
-    assert (training.times, training.time_sampling) == (5, "uniform")
+    assert (hkd.times, hkd.time_sampling) == (5, "uniform")
     assert (training.perceptual, training.perceptual_weight, training.mse_decades) == ("vgg", 1.0, 3.0)
     assert training.weight_decay == 0.0
 

@@ -10,7 +10,7 @@ from hkdpipe.pipeline.configuration.run_directory import Change, RunDir, check_c
 
 NUMBERS = ("training.learning_rate=0.001", "training.budget=160000", "generation.count=8192")
 STORED = resolve("digits", None, None, NUMBERS)
-ALL = {"teacher", "generation", "training", "koopman", "kdm"}
+ALL = {"teacher", "generation", "training", "hkd", "koopman"}
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_begun(tmp_path: Path) -> None:
     run.checkpoints.mkdir(parents=True)
     run.trajectories.mkdir()
     (run.trajectories / "claims").mkdir()
-    assert run.begun() == set()
+    assert run.begun(STORED) == set()
     (run.trajectories / "plan.json").touch()
-    assert run.begun() == {"teacher", "generation"}
+    assert run.begun(STORED) == {"teacher", "generation"}
     (run.checkpoints / "step-00000010").mkdir()
-    assert run.begun() == ALL
+    assert run.begun(STORED) == ALL
 
 
 def test_adopting_a_configuration(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.shared.reporting import Silent
 from hkdpipe.trainer.losses.perceptual import perceptual_distance
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.koopman_skill import koopman_skill
@@ -107,7 +107,9 @@ def students() -> tuple[HKD, HKD]:
         for parameter in teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     working, none = (
-        HKD.from_teacher(teacher, KoopmanSettings(hierarchy=hierarchy)).eval().requires_grad_(False)
+        HKD.from_teacher(teacher, HkdOptions(koopman=KoopmanSettings(hierarchy=hierarchy)))
+        .eval()
+        .requires_grad_(False)
         for hierarchy in ("full", "none")
     )
     for operator in working.koopman.values():
@@ -166,7 +168,7 @@ def test_lpips_is_measured_where_its_file_is_at_hand(
 
 
 def test_a_named_lpips_file_that_is_missing_is_one_line(students: tuple[HKD, HKD]) -> None:
-    with pytest.raises(InputError, match=r"^/none\.pth: missing;.*evaluation\.lpips=FILE$"):
+    with pytest.raises(InputError, match=r"^/none\.pth: missing;.*name it as lpips$"):
         match_to_teacher(context(students[1], states(2), lpips="/none.pth"))
 
 

@@ -15,7 +15,7 @@ from hkdpipe.stages.generation.convert import convert
 from hkdpipe.stages.generation.generate import claim_of
 from hkdpipe.stages.shared.reporting import Silent, Summary
 from hkdpipe.stages.training.train import training_identity
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 
@@ -47,12 +47,12 @@ def test_the_other_form_is_the_same_to_its_readers(tmp_path: Path, source: Path,
     with open_archive(source) as before, open_archive(tmp_path / "tar") as after:
         assert after.plan == dataclasses.replace(before.plan, form="webdataset")
         assert after.read(range(12), range(5)).tobytes() == before.read(range(12), range(5)).tobytes()
-        settings = (TrainingSettings(perceptual="none"), KoopmanSettings())
+        settings = (TrainingSettings(perceptual="none"), HkdOptions())
         assert training_identity(after, *settings) == training_identity(before, *settings)
 
 
 def test_a_training_sees_no_difference_in_compression(tmp_path: Path, plan: Plan, write_shards: Any) -> None:
-    settings = (TrainingSettings(perceptual="none"), KoopmanSettings())
+    settings = (TrainingSettings(perceptual="none"), HkdOptions())
     identities = set()
     for codec in ("none", "lz4"):
         write_shards(tmp_path / codec, dataclasses.replace(plan, codec=codec), plan.shards)

@@ -20,7 +20,7 @@ from hkdpipe.manifests.ground.errors import InputError, Interrupted, UsageError
 from hkdpipe.stages.generation.generate import generate
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.shared.reporting import Silent
-from hkdpipe.stages.training.train import new_optimizer, new_student, started_from, train, training_identity
+from hkdpipe.stages.training.train import new_student, started_from, train, training_identity
 from hkdpipe.trainer.loop.checkpoint import (
     FILES,
     TrainingState,
@@ -31,10 +31,11 @@ from hkdpipe.trainer.loop.checkpoint import (
 )
 from hkdpipe.trainer.loop.training_loop import fit, new_state
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmOptions, KdmSettings
+from hkdpipe.trainer.settings.method_registry import NoOptions
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.student import Student, adam
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import Teacher, save_teacher
 
@@ -66,7 +67,7 @@ def test_weight_decay_of_either_form_is_torchs(form: str, reference: Any) -> Non
         {"params": [weight], "lr": LEARNING_RATE, "weight_decay": decay}
         for weight, decay in zip(weights, decays, strict=True)
     ]
-    found = descended(new_optimizer(groups, training), weights)
+    found = descended(adam(groups, training), weights)
     for value, decay, result in zip(begin, decays, found, strict=True):
         alone = [nn.Parameter(value.clone())]
         optimizer = reference(alone, lr=LEARNING_RATE, weight_decay=decay, fused=False, foreach=False)
@@ -79,7 +80,7 @@ def test_forms_of_weight_decay_differ() -> None:
     for form in ("decoupled", "coupled"):
         weight = nn.Parameter(torch.tensor([4.0]))
         groups = [{"params": [weight], "lr": LEARNING_RATE, "weight_decay": DECAY}]
-        optimizer = new_optimizer(groups, TrainingSettings(weight_decay_form=form))
+        optimizer = adam(groups, TrainingSettings(weight_decay_form=form))
         weight.grad = torch.zeros(1)
         optimizer.step()
         moved[form] = 4 - weight.item()
@@ -92,7 +93,7 @@ def test_weights_that_are_not_the_teachers_are_a_function_of_the_seed() -> None:
     teacher = Teacher(PreconditionedUNet(ARCHITECTURE), "a teacher")
     schedule = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     archive = cast(Archive, SimpleNamespace(plan=SimpleNamespace(schedule=schedule)))
-    options = KdmSettings(width=8, channel_mult=(1,), num_blocks=1, operator="factorised")
+    options = KdmOptions(KdmSettings(width=8, channel_mult=(1,), num_blocks=1, operator="factorised"))
 
     def weights(seed: int) -> dict[str, Tensor]:
         training = TrainingSettings(method="kdm", seed=seed)
@@ -117,7 +118,7 @@ def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     archive = cast(Archive, SimpleNamespace(plan=plan))
 
     def begin(training: TrainingSettings) -> TrainingState[Student]:
-        return new_student(teacher, archive, training, KoopmanSettings(), CPU)
+        return new_student(teacher, archive, training, HkdOptions(), CPU)
 
     def save(name: str, model: Student) -> str:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -141,14 +142,14 @@ def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     training = [TrainingSettings(init_from=place, perceptual="none") for place in ["", *places]]
     started = [started_from(settings, none) for settings in training]
     identities = [
-        training_identity(archive, settings, KoopmanSettings(), weights)
+        training_identity(archive, settings, HkdOptions(), weights)
         for settings, weights in zip(training, started, strict=True)
     ]
     assert identities[1] == identities[2]
     assert identities[3] == identities[1]
     assert len(set(identities)) == 3
-    changed = KoopmanSettings(time="log")
-    with pytest.raises(UsageError, match=r"training\.init_from: .* has another method, network or settings"):
+    changed = HkdOptions(koopman=KoopmanSettings(time="log"))
+    with pytest.raises(UsageError, match=r"init_from: .* has another method, network or settings"):
         new_student(teacher, archive, TrainingSettings(init_from=places[0]), changed, CPU)
     with pytest.raises(InputError, match="nowhere: no such model"):
         begin(TrainingSettings(init_from=str(tmp_path / "nowhere")))
@@ -201,7 +202,7 @@ def sit(tmp_path: Path) -> Callable[..., Path]:
                 archive,
                 tmp_path / name,
                 TrainingSettings(budget=12, batch_size=4, validation=0, perceptual="none", **settings),
-                KoopmanSettings(),
+                HkdOptions(),
                 device=CPU,
                 world=World(),
                 reporter=Silent(),
@@ -251,7 +252,7 @@ def test_the_weights_of_lpips_count_and_not_their_place(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     one, same, other = (
-        training_identity(archive, TrainingSettings(perceptual_file=str(tmp_path / name)), None, None)
+        training_identity(archive, TrainingSettings(perceptual_file=str(tmp_path / name)), NoOptions())
         for name in files
     )
     assert one == same != other

@@ -17,12 +17,18 @@ from hkdpipe.stages.training.batch_reader import Reader
 from hkdpipe.stages.training.train import check_archive, read_batch, training_identity
 from hkdpipe.stages.training.watching import held_out
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings, KoopmanSettings
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.teachers.edm import Architecture
 from hkdpipe.trainer.teachers.teacher import Teacher
 
 WriteShards = Callable[[Path, Plan, int], None]
-TRAINING = TrainingSettings(times=1, validation=3, seed=2)
+TRAINING = TrainingSettings(validation=3, seed=2)
+ARCH = Architecture(img_resolution=2, img_channels=1, model_channels=4, channel_mult=(1,), num_blocks=1)
+
+
+def student(times: int = 1) -> HKD:
+    return HKD(ARCH, HkdOptions(HkdSettings(times=times)), 0.002, 80.0, 7.0)
 
 
 @pytest.fixture
@@ -35,10 +41,9 @@ def archive(tmp_path: Path, plan: Plan, write_shards: WriteShards) -> Iterator[A
 @pytest.mark.parametrize("times", [1, 3])
 def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive, times: int) -> None:
     """State k of trajectory i holds 10 i + k: which was read can be told from the values."""
-    training = dataclasses.replace(TRAINING, times=times)
-    batch = read_batch(Reader(archive, training, print), 5, 25)
+    batch = read_batch(Reader(archive, TRAINING, print), student(times), 5, 25)
     indices = training_indices(2, 5, 25, 3, 12)
-    drawn = HKD.draw_states(training, np.arange(5, 25), archive.sigmas)
+    drawn = student(times).draw_states(TRAINING.seed, np.arange(5, 25), archive.sigmas)
     assert batch.states.shape == (20, times + 1, 1, 2, 2), "that of the last state follows"
     assert batch.ends.shape == (20, 1, 2, 2)
     there = batch.to(torch.device("cpu"))
@@ -58,12 +63,12 @@ def test_batch_holds_the_drawn_states_their_levels_and_the_end(archive: Archive,
 
 
 def test_batches_depend_on_the_positions_alone(archive: Archive) -> None:
-    whole = read_batch(Reader(archive, TRAINING, print), 0, 30)
-    parts = [read_batch(Reader(archive, TRAINING, print), *part) for part in ((0, 4), (4, 17), (17, 30))]
-    for name, value in vars(whole).items():
-        if value is None:
-            assert not archive.plan.classes
-            continue
+    whole = read_batch(Reader(archive, TRAINING, print), student(), 0, 30)
+    parts = [
+        read_batch(Reader(archive, TRAINING, print), student(), *part) for part in ((0, 4), (4, 17), (17, 30))
+    ]
+    assert (whole.labels is None) == (not archive.plan.classes)
+    for name, value in ((name, value) for name, value in vars(whole).items() if value is not None):
         assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), value)
 
 
@@ -71,7 +76,7 @@ def test_batches_in_blocks_of_shards(archive: Archive) -> None:
     """Shards of 5 of 12 trajectories, blocks of one shard each: an epoch of 9 goes from shard to shard."""
     training = dataclasses.replace(TRAINING, order="blocks", block_shards=1)
     blocks = Blocks(shard_size=5, shards=1)
-    ends = read_batch(Reader(archive, training, print), 0, 18).ends[:, 0, 0, 0]
+    ends = read_batch(Reader(archive, training, print), student(), 0, 18).ends[:, 0, 0, 0]
     assert ((ends - 4) / 10).tolist() == training_indices(2, 0, 18, 3, 12, blocks).tolist()
 
 
@@ -94,11 +99,12 @@ def test_held_out_trajectories_are_the_first_ones(archive: Archive) -> None:
 def test_archive_of_another_teacher_or_too_small(archive: Archive) -> None:
     teacher, other = (Teacher(cast(Any, None), "source") for _ in range(2))
     vars(teacher)["sha256"], vars(other)["sha256"] = "ab" * 32, "cd" * 32
-    check_archive(archive, teacher, TRAINING, Path("archive"))
+    check_archive(archive, teacher, TRAINING, HkdOptions(), Path("archive"))
     with pytest.raises(UsageError, match=r"made with another teacher \(SHA-256 abababababab\.\.\.\)"):
-        check_archive(archive, other, TRAINING, Path("archive"))
+        check_archive(archive, other, TRAINING, HkdOptions(), Path("archive"))
+    few = dataclasses.replace(TRAINING, validation=12)
     with pytest.raises(UsageError, match="validation: got 12; accepted: below the archive's 12"):
-        check_archive(archive, teacher, dataclasses.replace(TRAINING, validation=12), Path("archive"))
+        check_archive(archive, teacher, few, HkdOptions(), Path("archive"))
 
 
 def test_identity_of_a_training(
@@ -106,9 +112,9 @@ def test_identity_of_a_training(
 ) -> None:
     """What it learns and from what: not the form of the archive, nor what may change on the way."""
 
-    def identity(opened: Archive = archive, koopman: Any = None, **changes: Any) -> str:
+    def identity(opened: Archive = archive, options: Any = None, **changes: Any) -> str:
         return training_identity(
-            opened, dataclasses.replace(TRAINING, perceptual="none", **changes), koopman or KoopmanSettings()
+            opened, dataclasses.replace(TRAINING, perceptual="none", **changes), options or HkdOptions()
         )
 
     write_shards(tmp_path / "tar", dataclasses.replace(plan, form="webdataset"), plan.shards)
@@ -120,4 +126,4 @@ def test_identity_of_a_training(
     assert identity(workers=9) == identity()
     assert identity(order="blocks") != identity()
     assert identity(learning_rate=0.5) != identity()
-    assert identity(koopman=KoopmanSettings(time="log")) != identity()
+    assert identity(options=HkdOptions(koopman=KoopmanSettings(time="log"))) != identity()

@@ -6,9 +6,9 @@ import torch
 from hkdpipe.stages.training.watching import validate
 from hkdpipe.trainer.losses.distillation_loss import Batch
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
-from hkdpipe.trainer.methods.kd import KD
+from hkdpipe.trainer.methods.kd.kd import KD
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 ARCHITECTURE = Architecture(
@@ -39,7 +39,7 @@ def batch() -> Batch:
 
 
 def test_numbers_of_a_student_with_operators(network: PreconditionedUNet, batch: Batch) -> None:
-    student = HKD.from_teacher(network, KoopmanSettings())
+    student = HKD.from_teacher(network, HkdOptions())
     torch.manual_seed(1)
     largest: dict[str, float] = {}
     for index, operator in student.koopman.items():
@@ -75,7 +75,7 @@ def test_students_without_operators_and_archives_without_states_between(
 ) -> None:
     start = batch.with_states(slice(1))
     assert list(validate(KD.from_teacher(network), batch)[0]) == ["mse"]
-    idle = HKD.from_teacher(network, KoopmanSettings(hierarchy="none"))
+    idle = HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(hierarchy="none")))
     assert list(validate(idle, batch)[0]) == ["mse"]
-    student = HKD.from_teacher(network, KoopmanSettings())
+    student = HKD.from_teacher(network, HkdOptions())
     assert list(validate(student, start)[0]) == ["mse", "alpha_8", "beta_8", "alpha_4", "beta_4"]

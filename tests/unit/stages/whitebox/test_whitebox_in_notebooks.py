@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from hkdpipe.stages.settings.completion_settings import CompletionSettings
 from hkdpipe.stages.whitebox.notebook import edit, inpaint, mask_bands, spectrum
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import BANDS, Band
 
@@ -24,7 +24,7 @@ def model() -> HKD:
     network = PreconditionedUNet(ARCHITECTURE).requires_grad_(False)
     for parameter in network.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    student = HKD.from_teacher(network, KoopmanSettings()).requires_grad_(False)
+    student = HKD.from_teacher(network, HkdOptions()).requires_grad_(False)
     for parameter in student.koopman.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return student

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from hkdpipe.manifests.ground.errors import InputError, UsageError
 from hkdpipe.trainer.exports.programs import OnnxModel, check_exports, write_onnx, write_program
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.methods.kd import KD
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
+from hkdpipe.trainer.methods.kd.kd import KD
 from hkdpipe.trainer.methods.kdm.kdm import KDM
-from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmOptions, KdmSettings
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 Model = tuple[Student, Callable[[int], list[Tensor]]]
-TINY_KDM = KdmSettings(width=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,))
+TINY_KDM = KdmOptions(KdmSettings(width=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,)))
 
 
 @pytest.fixture(
     params=[
-        pytest.param((HKD, KoopmanSettings(), 0), id="unconditional"),
-        pytest.param((HKD, KoopmanSettings(), 3), id="conditional"),
+        pytest.param((HKD, HkdOptions(), 0), id="unconditional"),
+        pytest.param((HKD, HkdOptions(), 3), id="conditional"),
         pytest.param((KD, None, 3), id="kd", marks=pytest.mark.slow),
         pytest.param((KDM, TINY_KDM, 3), id="kdm", marks=pytest.mark.slow),
     ]

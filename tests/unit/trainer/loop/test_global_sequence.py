@@ -23,7 +23,6 @@ SETTINGS = LoopSettings(
     budget=EPOCHS * (COUNT - FIRST),
     batch_size=24,
     schedule="constant",
-    gradient_clip=0.0,
     checkpoint_every=24,
     keep_checkpoints=1,
     workers=0,

@@ -35,12 +35,12 @@ from hkdpipe.trainer.loop.checkpoint import (
 )
 from hkdpipe.trainer.loop.checkpoint import snapshot as copied
 from hkdpipe.trainer.loop.distributed import choose_device
+from hkdpipe.trainer.loop.hooks import AverageWeights, ClipGradient, average_decay
 from hkdpipe.trainer.loop.loss_scale import LossScale
 from hkdpipe.trainer.loop.training_loop import (
     Callbacks,
     LoopSettings,
     Loss,
-    average_decay,
     fit,
     learning_rate_factor,
     new_state,
@@ -49,9 +49,9 @@ from hkdpipe.trainer.loop.training_loop import (
     step,
 )
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.losses.distillation_loss import Batch, mse_decay
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson, mse_decay
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings, KoopmanSettings
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm.layers import Conv2d
 
@@ -60,11 +60,12 @@ SETTINGS = LoopSettings(
     budget=36,
     batch_size=4,
     schedule="cosine",
-    gradient_clip=0.5,
+    hooks=(ClipGradient(0.5), AverageWeights()),
     checkpoint_every=12,
     keep_checkpoints=2,
     workers=1,
 )
+UNCLIPPED = (AverageWeights(),)
 CPU = torch.device("cpu")
 
 
@@ -205,7 +206,7 @@ def test_stopping_saves_a_checkpoint(tmp_path: Path, stop_after: int) -> None:
     newest = checkpoints(tmp_path)[-1]
     assert newest.name == f"step-{stop_after:08d}"
     assert read_state(newest) | {"sha256": {}} == {
-        "version": 1,
+        "version": 2,
         "step": stop_after,
         "seen": 4 * stop_after,
         "skipped": [0, 0],
@@ -259,7 +260,7 @@ def test_average_of_a_constant_decay_in_closed_form() -> None:
     model = nn.Linear(1, 1, bias=False)
     state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0, fused=True), [0.1])
     first = model.weight.item()
-    settings = dataclasses.replace(SETTINGS, schedule="constant", gradient_clip=0.0)
+    settings = dataclasses.replace(SETTINGS, schedule="constant", hooks=UNCLIPPED)
     for _ in range(7):
         step(state, [(1.0, None)], pull(torch.tensor([[-1.0]])), settings, 0.0, World())
     moved = 7 - 0.1 * (1 - 0.1**7) / 0.9
@@ -315,7 +316,8 @@ def test_gradient_is_clipped_to_its_largest_norm(clip: float, norm: float) -> No
     model = nn.Linear(2, 1, bias=False)
     state: State = new_state(model, torch.optim.SGD(model.parameters(), lr=1.0, fused=True), [0.1])
     before = model.weight.detach().clone()
-    settings = dataclasses.replace(SETTINGS, gradient_clip=clip, schedule="constant")
+    hooks = (ClipGradient(clip),) if clip else ()
+    settings = dataclasses.replace(SETTINGS, hooks=hooks, schedule="constant")
     slope = torch.tensor([[3.0, 4.0]])
     step(state, [(1.0, None)], pull(slope), settings, 0.0, World())
     torch.testing.assert_close(before - model.weight, slope * norm / 5, rtol=1e-5, atol=1e-6)
@@ -337,7 +339,7 @@ def test_processes_divide_every_global_batch(size: int) -> None:
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    with pytest.raises(UsageError, match="a multiple of the 3 processes"):
+    with pytest.raises(ValueError, match="a batch of 4 for 3 processes"):
         list(prefetched(read_batch, 0, SETTINGS, World(0, 3)))
 
 
@@ -633,8 +635,10 @@ def test_low_precision_is_of_the_networks_alone(
     Measured over six seeds, in eps: the terms below 0.4; the gradients 3 to 7, as they pass through all of
     the networks, but 0.4 to 0.7 where operators learn from the latents, after the encoder alone.
     """
-    student.settings = KoopmanSettings(learns_from=learns_from)
-    training = TrainingSettings(perceptual="none", latent_weight=latent_weight)
+    student.options = HkdOptions(
+        HkdSettings(latent_weight=latent_weight), KoopmanSettings(learns_from=learns_from)
+    )
+    training = TrainingSettings(perceptual="none")
     sigmas = torch.tensor([[80.0, 40.0, 5.0, 1.0, 0.1, 0.002], [0.002] * 6]).T
     states = torch.randn(6, 2, 1, 8, 8) * sigmas[:, :, None, None, None]
     batch = Batch(states, (sigmas < 80).long(), sigmas, torch.randn(6, 1, 8, 8))
@@ -651,10 +655,10 @@ def test_low_precision_is_of_the_networks_alone(
         state = new_state(model, optimizer, [0.5], scaled=autocast == torch.float16)
         if state.loss_scale is not None:
             state.loss_scale.value.fill_(256.0)  # the first one is too large for these gradients
-        settings = dataclasses.replace(SETTINGS, autocast=autocast, gradient_clip=0.0, schedule="constant")
+        settings = dataclasses.replace(SETTINGS, autocast=autocast, hooks=UNCLIPPED, schedule="constant")
 
         def loss(model: nn.Module, batch: Batch, progress: float) -> Mapping[str, Tensor]:
-            return cast(HKD, model).loss(model, batch, None, training, progress)
+            return cast(HKD, model).loss(model, batch, Lesson(training, progress=progress))
 
         terms[autocast] = step(state, [(1.0, batch)], loss, settings, 0.0, World())
         assert state.skipped.tolist() == [0, 0]

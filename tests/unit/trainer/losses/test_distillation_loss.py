@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hkdpipe.trainer.losses.distillation_loss import Batch, distillation_loss, mse_decay, time_weights
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson, distillation_loss, mse_decay, time_weights
 from hkdpipe.trainer.losses.perceptual import Distance, perceptual_distance
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
@@ -64,9 +64,7 @@ def test_distillation_loss_is_the_sum_written_out(
     between: float, classes: list[int] | None, times: int, distance: Distance | None
 ) -> None:
     """The mean over trajectories of d(start) + the weighted mean of d(t) over the times in between."""
-    training = TrainingSettings(
-        times=times, perceptual_weight=2.5, mse_weight=0.7, mse_decades=3.0, between_weight=between
-    )
+    training = TrainingSettings(perceptual_weight=2.5, mse_weight=0.7, mse_decades=3.0)
     model, progress = Scaling().double(), 0.3
     states = torch.randn(4, times, 1, 3, 2, dtype=torch.float64)
     labels = None if classes is None else torch.eye(3)[classes]
@@ -87,7 +85,7 @@ def test_distillation_loss_is_the_sum_written_out(
             totals["loss"] += share * (0.7 * 10 ** (-3 * progress) * mse + 2.5 * perceptual) / 4
     if distance is None:
         del totals["perceptual"]
-    terms = distillation_loss(model, batch, distance, training, progress)
+    terms = distillation_loss(model, batch, Lesson(training, distance, progress), between)
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(totals, rel=1e-6)
     terms["loss"].backward()
     assert model.gain.grad is not None
@@ -115,6 +113,6 @@ def test_batch_moves_as_a_whole() -> None:
     )
     moved = batch.to(torch.device("meta"))
     assert moved.positions is positions
-    tensors = [value for name, value in vars(moved).items() if name != "positions"]
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     assert {value.device.type for value in tensors} == {"meta"}
     assert replace(batch, labels=None).to(torch.device("meta")).labels is None

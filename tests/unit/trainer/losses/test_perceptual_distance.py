@@ -150,7 +150,7 @@ def test_smallest_size_of_lpips(name: str, smallest: int, tmp_path: Path) -> Non
     distance = perceptual_distance(name, str(tmp_path / "trunk.pth"), 3, CPU, size=smallest)
     assert distance is not None
     assert distance(*torch.rand(2, 1, 3, 8, 8)).isfinite().all()
-    message = f"training.perceptual_size: got {smallest - 1}; accepted: at least {smallest} for '{name}'"
+    message = f"perceptual_size: got {smallest - 1}; accepted: at least {smallest} for '{name}'"
     with pytest.raises(UsageError, match=message):
         perceptual_distance(name, "", 3, CPU, size=smallest - 1)
 

@@ -18,8 +18,9 @@ from hkdpipe.manifests.ground.errors import InputError, UsageError
 from hkdpipe.trainer.loop.checkpoint import save_checkpoint, snapshot
 from hkdpipe.trainer.loop.training_loop import new_state
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings, KoopmanSettings
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import sigma_schedule
 
@@ -43,7 +44,7 @@ def inner_output(network: PreconditionedUNet, x: Tensor, sigma: float) -> Tensor
 def test_idle_student_is_the_teachers_network_bit_for_bit(network: PreconditionedUNet, sigma: float) -> None:
     """With A = 0 and the decoder told the noise level that the encoder is told."""
     x, sigmas = states_at(sigma)
-    idle = KoopmanSettings(decoder_time="initial")
+    idle = HkdOptions(koopman=KoopmanSettings(decoder_time="initial"))
     student = HKD.from_teacher(network, idle, sigma_min=0.001, sigma_max=sigma)
     assert torch.equal(student(x, sigmas), inner_output(network, x, sigma))
 
@@ -53,7 +54,7 @@ def test_idle_student_of_every_family(arch: Architecture, randomise: Randomise) 
     """Conditional ones, too; it takes the teacher's dropout and knowledge of augmentations for none."""
     teacher = PreconditionedUNet(dataclasses.replace(arch, dropout=0.5)).requires_grad_(False).eval()
     randomise(teacher)
-    student = HKD.from_teacher(teacher, KoopmanSettings(), sigma_min=0.001, sigma_max=0.7)
+    student = HKD.from_teacher(teacher, HkdOptions(), sigma_min=0.001, sigma_max=0.7)
     assert (student.arch.dropout, student.arch.augment_dim) == (0, 0)
     x, labels, sigmas = torch.randn(3, 3, 16, 16), torch.eye(4)[:3], torch.full((3,), 0.7)
     expected = teacher.model(x / (sigmas[:1] ** 2 + 0.25).sqrt(), sigmas.log() / 4, labels) * 0.5
@@ -66,7 +67,7 @@ def test_older_preconditionings_are_refused(preconditioning: str) -> None:
     arch = dataclasses.replace(FAMILIES["ddpmpp"], preconditioning=preconditioning)
     message = f"teacher: its preconditioning is '{preconditioning}'; accepted for hkd: 'edm'"
     with pytest.raises(UsageError, match=message):
-        HKD.from_teacher(PreconditionedUNet(arch), KoopmanSettings())
+        HKD.from_teacher(PreconditionedUNet(arch), HkdOptions())
 
 
 @pytest.mark.parametrize(("decoder_time", "sigma"), [("initial", 80.0), ("final", 0.002)])
@@ -74,7 +75,7 @@ def test_decoder_is_told_one_constant_noise_level(
     network: PreconditionedUNet, decoder_time: str, sigma: float, relative: Relative
 ) -> None:
     """Whatever level the encoder is told."""
-    student = HKD.from_teacher(network, KoopmanSettings(decoder_time=decoder_time))
+    student = HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(decoder_time=decoder_time)))
     unet = network.model
     x, sigmas = states_at(3.0)
     skips = unet.encode(x / (9 + 0.25) ** 0.5, unet.embed(sigmas.log() / 4))
@@ -83,7 +84,7 @@ def test_decoder_is_told_one_constant_noise_level(
 
 
 def test_encoder_told_no_time_sees_the_scaled_state_alone(network: PreconditionedUNet) -> None:
-    student = HKD.from_teacher(network, KoopmanSettings(encoder_time="none"))
+    student = HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(encoder_time="none")))
     scaled = torch.randn(3, 1, 8, 8)
     one, other = (
         student.encode(scaled * (sigma**2 + 0.25) ** 0.5, torch.full((3,), sigma)) for sigma in (0.1, 40.0)
@@ -96,7 +97,7 @@ def test_untrained_student_is_the_denoiser_at_sigma_max_less_the_skip(
     network: PreconditionedUNet, relative: Relative
 ) -> None:
     """D - c_skip x = c_out F, and c_out is sigma_data but for a factor of sigma / sqrt(sigma^2 + 0.25)."""
-    student = HKD.from_teacher(network, KoopmanSettings())
+    student = HKD.from_teacher(network, HkdOptions())
     x, sigmas = states_at(80.0)
     residual = network(x, 80.0) - 0.25 / (80**2 + 0.25) * x
     factor = 80 / (80**2 + 0.25) ** 0.5
@@ -111,7 +112,7 @@ def test_sampling_is_the_prediction_from_scaled_noise(student: HKD) -> None:
 
 @pytest.mark.parametrize("time", ["karras", "log", "sigma-unit"])
 def test_semigroup_law_between_noise_levels(student: HKD, time: str, relative: Relative) -> None:
-    student.settings = dataclasses.replace(student.settings, time=time)
+    student.options = HkdOptions(koopman=dataclasses.replace(student.options.koopman, time=time))
     x, sigmas = states_at(80.0)
     z = student.encode(x, sigmas)
     levels = [torch.full((1,), level) for level in (80.0, 3.0, 0.002)]
@@ -136,7 +137,7 @@ def test_prediction_encodes_evolves_to_sigma_min_and_decodes(student: HKD) -> No
 def test_hierarchy_chooses_the_tensors_that_evolve(
     network: PreconditionedUNet, randomise: Randomise, hierarchy: str, evolved: list[int]
 ) -> None:
-    student = HKD.from_teacher(network, KoopmanSettings(hierarchy=hierarchy))
+    student = HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(hierarchy=hierarchy)))
     assert sorted(map(int, student.koopman)) == evolved
     randomise(student.koopman)
     x, sigmas = states_at(80.0)
@@ -161,7 +162,7 @@ def test_labels_are_classes_or_one_hot(arch: Architecture, randomise: Randomise,
     """And reach encoder and decoder: a student told another class in either answers otherwise."""
     network = PreconditionedUNet(dataclasses.replace(arch, label_dim=4))
     randomise(network)
-    student = HKD.from_teacher(network, KoopmanSettings()).to(dtype)
+    student = HKD.from_teacher(network, HkdOptions()).to(dtype)
     noise, classes = torch.randn(3, 1, 8, 8, dtype=dtype), torch.tensor([2, 0, 3])
     one_hot = torch.eye(4)[classes]
     images = student.sample(noise, one_hot)
@@ -178,7 +179,7 @@ def test_labels_are_classes_or_one_hot(arch: Architecture, randomise: Randomise,
 
 def test_training_one_student_leaves_the_teacher_alone(network: PreconditionedUNet) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    student = HKD.from_teacher(network, KoopmanSettings())
+    student = HKD.from_teacher(network, HkdOptions())
     assert all(parameter.requires_grad for parameter in student.parameters())
     with torch.no_grad():
         for parameter in student.parameters():
@@ -188,7 +189,9 @@ def test_training_one_student_leaves_the_teacher_alone(network: PreconditionedUN
 
 @pytest.mark.parametrize("hierarchy", ["full", "bottleneck", "none"])
 def test_parameter_groups_cover_every_parameter_once(network: PreconditionedUNet, hierarchy: str) -> None:
-    student = HKD.from_teacher(network, KoopmanSettings(hierarchy=hierarchy, learning_rate_factor=10.0))
+    student = HKD.from_teacher(
+        network, HkdOptions(koopman=KoopmanSettings(hierarchy=hierarchy, learning_rate_factor=10.0))
+    )
     groups = student.parameter_groups(TrainingSettings(learning_rate=0.01, weight_decay=0.3))
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in student.parameters())
@@ -200,10 +203,11 @@ def test_parameter_groups_cover_every_parameter_once(network: PreconditionedUNet
         assert not of_operators
 
 
-def draw(count: int, sigmas: Any = SIGMAS, start: int = 0, **training: Any) -> Any:
+def draw(count: int, sigmas: Any = SIGMAS, start: int = 0, seed: int = 0, **hkd: Any) -> Any:
     """Without that of the last state, to whose observables the others shall lead."""
-    settings = TrainingSettings(latent_weight=0.0, **training)
-    return HKD.draw_states(settings, np.arange(start, start + count), sigmas)
+    arch = Architecture(img_resolution=4, img_channels=1, model_channels=4, channel_mult=(1,), num_blocks=1)
+    student = HKD(arch, HkdOptions(HkdSettings(latent_weight=0.0, **hkd)), 0.002, 80.0, 7.0)
+    return student.draw_states(seed, np.arange(start, start + count), sigmas)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -293,7 +297,7 @@ def assert_same(one: HKD, other: HKD) -> None:
 def test_export_is_read_back_bit_for_bit(tmp_path: Path, student: HKD) -> None:
     student.sigma_min, student.sigma_max, student.rho = 0.01, 50.0, 5.0
     student.save(tmp_path / "export", {"note": "a test"})
-    read = HKD.from_pretrained(tmp_path / "export")
+    read = load_model(tmp_path / "export")
     assert_same(read, student)
     assert not any(parameter.requires_grad for parameter in read.parameters())
     assert json.loads((tmp_path / "export/config.json").read_text())["about"] == {"note": "a test"}
@@ -308,9 +312,9 @@ def test_checkpoint_is_read_back_bit_for_bit(
         randomise(average)
     path = save_checkpoint(tmp_path, snapshot(state), {"model": student.config()}, keep=1)
     expected = {"ema": state.averages[0.9], "ema-0.5": state.averages[0.5], "raw": student}
-    assert_same(HKD.from_pretrained(path, weights=weights), expected[weights])
+    assert_same(load_model(path, weights=weights), expected[weights])
     with pytest.raises(UsageError, match=r"weights: got 'ema-0\.7'; .* has ema, ema-0\.5, raw$"):
-        HKD.from_pretrained(path, weights="ema-0.7")
+        load_model(path, weights="ema-0.7")
 
 
 @pytest.mark.parametrize(
@@ -346,28 +350,30 @@ def test_wrong_configuration_names_its_file(
         taken = snapshot(new_state(student, optimizer, [0.9]))
         folder = save_checkpoint(tmp_path, taken, {"model": changed}, keep=1)
     with pytest.raises(InputError) as raised:
-        HKD.from_pretrained(folder)
-    assert str(raised.value).startswith(f"{folder / place}: not the configuration of a model of method 'hkd'")
+        load_model(folder)
+    assert str(raised.value).startswith(f"{folder / place}: not the configuration of a model")
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path}: no such model"):
-        HKD.from_pretrained(tmp_path)
+        load_model(tmp_path)
 
 
 def test_export_with_weights_of_another_network(
     tmp_path: Path, network: PreconditionedUNet, student: HKD
 ) -> None:
     student.save(tmp_path / "one", {})
-    HKD.from_teacher(network, KoopmanSettings(hierarchy="none")).save(tmp_path / "other", {})
+    HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(hierarchy="none"))).save(
+        tmp_path / "other", {}
+    )
     weights = tmp_path / "one/model.safetensors"
     weights.write_bytes((tmp_path / "other/model.safetensors").read_bytes())
     with pytest.raises(
         InputError, match=r"model\.safetensors: damaged \(its checksum is not the one in config"
     ):
-        HKD.from_pretrained(tmp_path / "one")
+        load_model(tmp_path / "one")
     config = json.loads((tmp_path / "one/config.json").read_text())
     del config["sha256"]  # as in exports of before there were checksums
     (tmp_path / "one/config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"does not fit the network: tensor koopman\.0\.alpha"):
-        HKD.from_pretrained(tmp_path / "one")
+        load_model(tmp_path / "one")

@@ -10,12 +10,10 @@ import torch
 from edm_fixtures import FAMILIES, OLDER
 from torch import nn
 
-from hkdpipe.manifests.ground.errors import InputError
-from hkdpipe.trainer.losses.distillation_loss import Batch
-from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.kd import KD
-from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
+from hkdpipe.trainer.methods.kd.kd import KD
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.sampler import noise_levels, sigma_schedule
 
@@ -46,9 +44,8 @@ def test_untrained_student_is_the_teachers_denoiser_bit_for_bit(
     assert not torch.equal(student(x, sigmas, labels), teacher(x, sigmas, labels.flip(0)))
 
 
-def test_only_the_start_is_read() -> None:
-    training = TrainingSettings(times=3, endpoint_share=0.0)
-    drawn = KD.draw_states(training, np.arange(7), sigma_schedule(18).numpy())
+def test_only_the_start_is_read(network: PreconditionedUNet) -> None:
+    drawn = KD.from_teacher(network).draw_states(0, np.arange(7), sigma_schedule(18).numpy())
     assert drawn.tolist() == [[0]] * 7
 
 
@@ -57,7 +54,7 @@ def test_loss_is_that_of_the_denoiser_at_the_start(network: PreconditionedUNet) 
     noise, ends = torch.randn(2, 4, 1, 8, 8)
     zeros = torch.zeros(4, 1, dtype=torch.int64)
     batch = Batch(noise[:, None] * 80, zeros, torch.full((4, 1), 80.0), ends)
-    terms = student.loss(student, batch, None, TrainingSettings(method="kd"), 0.0)
+    terms = student.loss(student, batch, Lesson(TrainingSettings(method="kd")))
     expected = nn.functional.mse_loss(network(noise * 80, 80.0), ends)
     torch.testing.assert_close(terms["loss"], expected)
 
@@ -75,5 +72,3 @@ def test_export_is_read_back_by_its_method(
     assert read.config() == student.config()
     noise = torch.randn(2, 1, 8, 8)
     assert torch.equal(read.sample(noise), student.sample(noise))
-    with pytest.raises(InputError, match=r"config\.json: not the configuration of a model of method 'hkd'$"):
-        HKD.from_pretrained(tmp_path / "export")

@@ -12,13 +12,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground.errors import UsageError
-from hkdpipe.trainer.losses.distillation_loss import Batch
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
 from hkdpipe.trainer.methods.kdm.discriminator import PatchDiscriminator
 from hkdpipe.trainer.methods.kdm.kdm import KDM
-from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmOptions, KdmSettings
 from hkdpipe.trainer.methods.kdm.latent_map import DenseMap, FactorisedMap
-from hkdpipe.trainer.methods.registry import load_model
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 Randomise = Callable[[nn.Module], None]
@@ -29,7 +29,7 @@ TRAINING = TrainingSettings(method="kdm", seed=5, mse_weight=0.7, perceptual_wei
 
 def kdm(network: PreconditionedUNet, randomise: Randomise, **changes: Any) -> KDM:
     """At work, in float64."""
-    student = KDM.from_teacher(network, dataclasses.replace(TINY, **changes)).double()
+    student = KDM.from_teacher(network, KdmOptions(dataclasses.replace(TINY, **changes))).double()
     randomise(student)
     return student
 
@@ -184,7 +184,7 @@ def test_loss_is_the_sum_written_out(
         control=True,
     )
     batch, progress = batch_of(4, labels), 0.3
-    terms = student.loss(student, batch, absolute_error, TRAINING, progress)
+    terms = student.loss(student, batch, Lesson(TRAINING, absolute_error, progress))
     noise = student.latent_noise(batch, 5) * 0.4
     z = student.image_encoder(batch.ends, labels)
     reached = student.map(student.noise_encoder(batch.states[:, 0], labels))
@@ -226,7 +226,7 @@ def test_no_term_of_the_loss_is_in_low_precision(
     student, batch = kdm(network, randomise, operator="factorised").float(), batch_of(4)
     batch = dataclasses.replace(batch, states=batch.states.float(), ends=batch.ends.float())
     with torch.autocast("cpu", dtype):
-        terms = student.loss(student, batch, absolute_error, TRAINING, 0.0)
+        terms = student.loss(student, batch, Lesson(TRAINING, absolute_error, 0.0))
     assert {"latent", "adversarial", "discriminator"} < terms.keys()
     assert {value.dtype for value in terms.values()} == {torch.float32}
 
@@ -234,7 +234,7 @@ def test_no_term_of_the_loss_is_in_low_precision(
 @pytest.mark.parametrize("operator", ["dense", "factorised"])
 def test_every_weight_learns(network: PreconditionedUNet, randomise: Randomise, operator: str) -> None:
     student = kdm(network, randomise, operator=operator)
-    student.loss(student, batch_of(4), absolute_error, TRAINING, 0.0)["loss"].backward()
+    student.loss(student, batch_of(4), Lesson(TRAINING, absolute_error, 0.0))["loss"].backward()
     assert [name for name, p in student.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -242,7 +242,7 @@ def test_neither_side_of_the_adversarial_term_moves_the_other(
     network: PreconditionedUNet, randomise: Randomise
 ) -> None:
     student = kdm(network, randomise)
-    terms = student.loss(student, batch_of(4), absolute_error, TRAINING, 0.0)
+    terms = student.loss(student, batch_of(4), Lesson(TRAINING, absolute_error, 0.0))
     for term, own in (("adversarial", False), ("discriminator", True)):
         student.zero_grad()
         terms[term].backward(retain_graph=True)
@@ -291,7 +291,9 @@ def test_latents_get_no_noise_where_samples_are_made(
     assert torch.equal(student.sample(noise), student.sample(noise))
     assert torch.equal(student.sample(noise), quiet.sample(noise))
     batch = batch_of(3)
-    found = [model.loss(model, batch, None, TRAINING, 0.0)["mse"].item() for model in (student, quiet)]
+    found = [
+        model.loss(model, batch, Lesson(TRAINING, None, 0.0))["mse"].item() for model in (student, quiet)
+    ]
     assert found[0] != found[1]
 
 
@@ -310,7 +312,7 @@ def test_classes_reach_encoders_decoder_and_control(
     if student.control is not None:
         moved = z - student.map(student.noise_encoder(x, labels))
         torch.testing.assert_close(moved, student.control.weight.T)
-        fresh = KDM.from_teacher(conditional(arch), dataclasses.replace(TINY, control=True))
+        fresh = KDM.from_teacher(conditional(arch), KdmOptions(dataclasses.replace(TINY, control=True)))
         assert fresh.control is not None
         assert not fresh.control.weight.any()
 
@@ -333,7 +335,9 @@ def test_export_is_read_back(tmp_path: Path, arch: Architecture, preconditioning
     teacher = PreconditionedUNet(dataclasses.replace(arch, preconditioning=preconditioning, M=4))
     if teacher.u is not None:
         teacher.u.copy_(torch.tensor([100.0, 79.0, 1.0, 0.1, 0.0]))
-    student = KDM.from_teacher(teacher, dataclasses.replace(TINY, operator="factorised", projection=6))
+    student = KDM.from_teacher(
+        teacher, KdmOptions(dataclasses.replace(TINY, operator="factorised", projection=6))
+    )
     assert student.sigma_max == (80 if preconditioning == "edm" else 79)
     student.save(tmp_path / "export", {})
     read = load_model(tmp_path / "export")
@@ -345,4 +349,4 @@ def test_export_is_read_back(tmp_path: Path, arch: Architecture, preconditioning
 
 def test_networks_that_do_not_fit_the_images(network: PreconditionedUNet) -> None:
     with pytest.raises(UsageError, match="kdm: img_resolution: got 8; accepted: what can be halved 4 times"):
-        KDM.from_teacher(network, dataclasses.replace(TINY, channel_mult=(1,) * 5))
+        KDM.from_teacher(network, KdmOptions(dataclasses.replace(TINY, channel_mult=(1,) * 5)))

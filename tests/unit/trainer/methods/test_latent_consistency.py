@@ -15,9 +15,9 @@ from torch import Tensor
 
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.loop.training_loop import LOG_EVERY
-from hkdpipe.trainer.losses.distillation_loss import Batch, distillation_loss
-from hkdpipe.trainer.methods.hkd.hkd import EVERY, HKD, latent_error
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings, check_without_states_between
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson, distillation_loss
+from hkdpipe.trainer.methods.hkd.hkd import HKD, latent_error
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings, KoopmanSettings, check_options
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
@@ -25,7 +25,8 @@ from hkdpipe.trainer.teachers.sampler import sigma_schedule
 
 Relative = Callable[[Tensor, Tensor], float]
 SIGMAS = sigma_schedule(6)
-TRAINING = TrainingSettings(latent_weight=0.7, times=2, perceptual="none", mse_decades=0.0)
+TRAINING = TrainingSettings(perceptual="none", mse_decades=0.0)
+HOW = HkdSettings(latent_weight=0.7, times=2)
 
 
 def batch_of(numbers: list[list[int]]) -> Batch:
@@ -39,12 +40,16 @@ def batch_of(numbers: list[list[int]]) -> Batch:
 @pytest.fixture
 def working(student: HKD) -> HKD:
     """A student in float64 whose operators are at work."""
+    student.options = dataclasses.replace(student.options, hkd=HOW)
     return student.double().requires_grad_(True)
 
 
-def loss_of(student: HKD, batch: Batch, **changes: Any) -> dict[str, Tensor]:
-    training = TrainingSettings(**{**vars(TRAINING), **changes})
-    return student.loss(student, batch, None, training, 0.0)
+def loss_of(student: HKD, batch: Batch, batch_size: int = 256, **changes: Any) -> dict[str, Tensor]:
+    before = student.options
+    student.options = dataclasses.replace(before, hkd=dataclasses.replace(HOW, **changes))
+    terms = student.loss(student, batch, Lesson(dataclasses.replace(TRAINING, batch_size=batch_size)))
+    student.options = before
+    return terms
 
 
 def test_latent_error_is_the_relative_square_of_each_tensor() -> None:
@@ -81,7 +86,7 @@ def test_consistency_is_the_sum_written_out(working: HKD, numbers: list[list[int
             expected += share * torch.stack(errors).mean().item() / len(numbers)
     assert terms["latent"].item() == pytest.approx(expected, rel=1e-9)
     drawn = batch.with_states(slice(-1))
-    images = distillation_loss(working, drawn, None, TRAINING, 0.0)
+    images = distillation_loss(working, drawn, Lesson(TRAINING))
     assert terms["mse"].item() == pytest.approx(images["mse"].item(), rel=1e-9)
     assert terms["loss"].item() == pytest.approx((images["loss"] + 0.7 * expected).item(), rel=1e-9)
 
@@ -138,7 +143,7 @@ def test_every_fourth_trajectory_stands_for_the_others(working: HKD, batch_size:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6])
 def test_no_batch_is_so_small_that_its_operators_do_not_learn(working: HKD, batch_size: int) -> None:
-    working.settings = KoopmanSettings()
+    working.options = HkdOptions()
     batch = batch_of([[0, 3]] * batch_size)
     for step in (3, 7, 11, 15):
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -148,7 +153,7 @@ def test_no_batch_is_so_small_that_its_operators_do_not_learn(working: HKD, batc
 
 def test_a_part_without_compared_trajectories_gives_the_operators_no_gradient(working: HKD) -> None:
     """But one of zero, as the processes of a training add up all gradients."""
-    working.settings = KoopmanSettings()
+    working.options = HkdOptions()
     batch = dataclasses.replace(batch_of([[0, 3], [0, 1]]), positions=np.array([49, 50]))
     terms = loss_of(working, batch, batch_size=16)
     assert terms["latent"] == 0
@@ -194,12 +199,13 @@ def test_gradients_of_the_loss_in_the_operators_match_finite_differences(
 ) -> None:
     """Of the whole loss, in float64, along random directions of each tensor's parameters."""
     batch = batch_of([[0, 3], [0, 1]])
-    training = TrainingSettings(latent_weight=latent_weight, times=2)
+    hkd = HkdSettings(latent_weight=latent_weight, times=2)
+    working.options = dataclasses.replace(working.options, hkd=hkd)
     if not latent_weight:
         batch = batch.with_states(slice(-1))
 
     def value() -> Tensor:
-        return working.loss(working, batch, absolute_error, training, 0.4)["loss"]
+        return working.loss(working, batch, Lesson(TrainingSettings(), absolute_error, 0.4))["loss"]
 
     value().backward()
     for name, operator in working.koopman.items():
@@ -220,23 +226,28 @@ def test_gradients_of_the_loss_in_the_operators_match_finite_differences(
 
 
 @pytest.mark.parametrize("times", [1, 4])
-def test_last_state_is_read_where_the_consistency_needs_it(times: int) -> None:
-    positions = np.arange(300)
-    drawn = [
-        HKD.draw_states(TrainingSettings(times=times, latent_weight=weight), positions, SIGMAS.numpy())
-        for weight in (0.0, 0.1)
-    ]
+def test_last_state_is_read_where_the_consistency_needs_it(student: HKD, times: int) -> None:
+    positions, drawn = np.arange(300), []
+    for weight in (0.0, 0.1):
+        student.options = HkdOptions(HkdSettings(times=times, latent_weight=weight))
+        drawn.append(student.draw_states(0, positions, SIGMAS.numpy()))
     assert [states.shape for states in drawn] == [(300, times), (300, times + 1)]
     assert np.array_equal(drawn[0], drawn[1][:, :-1])
     assert (drawn[1][:, -1] == 5).all()
 
 
 def test_consistency_needs_states_in_between() -> None:
-    check_without_states_between(TrainingSettings(latent_weight=0.0), "there are none")
-    check_without_states_between(TrainingSettings(method="kd"), "there are none")
-    told = r'latent_weight: got 0\.5; accepted: 0, with koopman\.learns_from = "all", as there are none'
+    check_options(
+        HkdOptions(HkdSettings(latent_weight=0.0), KoopmanSettings(learns_from="all")), "there are none"
+    )
+    check_options(HkdOptions(HkdSettings(latent_weight=0.5)))
+    told = r'latent_weight: got 0\.5; accepted: 0, with learns_from = "all", as there are none'
     with pytest.raises(UsageError, match=told):
-        check_without_states_between(TrainingSettings(latent_weight=0.5), "there are none")
+        check_options(HkdOptions(HkdSettings(latent_weight=0.5)), "there are none")
+
+
+def apart_settings(student: HKD, learns_from: str) -> KoopmanSettings:
+    return dataclasses.replace(student.options.koopman, learns_from=learns_from)
 
 
 def gradients(student: HKD, value: Tensor) -> dict[str, Tensor]:
@@ -250,7 +261,7 @@ def test_operators_that_learn_from_the_latents_alone(working: HKD) -> None:
     batch = batch_of([[0, 2], [0, 4]])
     together = loss_of(working, batch)
     of_latent, of_images = (gradients(working, together[name]) for name in ("latent", "mse"))
-    working.settings = dataclasses.replace(working.settings, learns_from="latent")
+    working.options = dataclasses.replace(working.options, koopman=apart_settings(working, "latent"))
     apart = loss_of(working, batch)
     for name, value in together.items():
         torch.testing.assert_close(apart[name], value, rtol=1e-12, atol=0)
@@ -267,7 +278,7 @@ def test_operators_that_learn_alone_do_so_in_every_fourth_step(working: HKD) -> 
     batch = batch_of([[0, 2], [0, 4], [0, 1], [0, 3]])
     images = loss_of(working, batch.with_states(slice(-1)), latent_weight=0.0)["loss"]
     for learns_from, expected in (("latent", [3, 7]), ("all", list(range(8)))):
-        working.settings = dataclasses.replace(working.settings, learns_from=learns_from)
+        working.options = dataclasses.replace(working.options, koopman=apart_settings(working, learns_from))
         steps = []
         for step in range(8):
             positions = np.arange(8 * step, 8 * step + 8)
@@ -285,21 +296,22 @@ def test_operators_that_learn_alone_do_so_in_every_fourth_step(working: HKD) -> 
                 assert not any(name.startswith("koopman") for name in gradients(working, terms["loss"]))
         assert steps == expected
     # So that what is logged has it.
-    assert LOG_EVERY % EVERY == 0
+    assert LOG_EVERY % HkdSettings().latent_every == 0
 
 
 def test_operators_need_something_to_learn_from(student: HKD) -> None:
-    student.settings = KoopmanSettings()
-    with pytest.raises(UsageError, match=r"learns_from: got 'latent'; accepted with training\.latent_weight"):
-        student.parameter_groups(TrainingSettings(latent_weight=0.0))
+    student.options = HkdOptions(HkdSettings(latent_weight=0.0))
+    with pytest.raises(UsageError, match=r"learns_from: got 'latent'; accepted with latent_weight"):
+        student.parameter_groups(TRAINING)
+    student.options = HkdOptions()
     assert len(student.parameter_groups(TRAINING)) == 2
 
 
 def test_without_operators_there_is_no_consistency(network: PreconditionedUNet) -> None:
     """Not even where it has a weight: the last state is read in vain."""
-    idle = HKD.from_teacher(network, KoopmanSettings(hierarchy="none")).double()
+    idle = HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(hierarchy="none"))).double()
     batch = batch_of([[0, 3], [0, 1]])
     terms = loss_of(idle, batch)
     assert "latent" not in terms
     assert torch.equal(terms["loss"], loss_of(idle, batch.with_states(slice(-1)), latent_weight=0.0)["loss"])
-    assert len(idle.parameter_groups(TrainingSettings(latent_weight=0.0))) == 1
+    assert len(idle.parameter_groups(TRAINING)) == 1

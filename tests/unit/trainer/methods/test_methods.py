@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hkdpipe.manifests.ground.errors import InputError
-from hkdpipe.trainer.losses.distillation_loss import Batch
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
-from hkdpipe.trainer.methods.kd import KD
-from hkdpipe.trainer.methods.kdm.kdm_settings import KdmSettings
-from hkdpipe.trainer.methods.registry import METHODS, load_model
+from hkdpipe.manifests.ground.errors import InputError, UsageError
+from hkdpipe.manifests.ground.sections import parse_section
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings, KoopmanSettings
+from hkdpipe.trainer.methods.kd.kd import KD
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmOptions, KdmSettings
+from hkdpipe.trainer.settings.method_registry import NoOptions, methods
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 
 
 def test_methods_are_those_that_can_be_chosen() -> None:
-    field = {field.name: field for field in dataclasses.fields(TrainingSettings)}["method"]
-    assert tuple(METHODS) == field.metadata["choices"]
-    assert all(METHODS[name].name == name for name in METHODS)
+    with pytest.raises(UsageError, match=r'got "ddim"; accepted: one of "hkd", "kd", "kdm"'):
+        parse_section(TrainingSettings, {"method": "ddim"}, "training")
+    assert all(method.student_class.method is method for method in methods().values())
 
 
 @pytest.mark.parametrize(
@@ -44,29 +45,22 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("hkd", {"times": 1}),
-        ("hkd", {"times": 3}),
-        ("hkd", {"times": 1, "latent_weight": 0.1}),
-        ("kdm", {}),
-    ],
+    ("method", "hkd"),
+    [("hkd", {"times": 1}), ("hkd", {"times": 3}), ("hkd", {"latent_weight": 0.0}), ("kdm", {})],
 )
 def test_evaluations_are_the_work_of_a_step_over_that_of_kd(
-    method: str, settings: dict[str, Any], network: PreconditionedUNet
+    method: str, hkd: dict[str, Any], network: PreconditionedUNet
 ) -> None:
     """Torch counts the operations; KDM's networks as large as the teacher's."""
     arch = network.arch
-    options = {
-        "kd": None,
-        "hkd": KoopmanSettings(),
-        "kdm": KdmSettings(arch.model_channels, arch.channel_mult, arch.num_blocks, arch.attn_resolutions),
-    }
+    own = KdmSettings(arch.model_channels, arch.channel_mult, arch.num_blocks, arch.attn_resolutions)
+    koopman = KoopmanSettings(learns_from="all")
+    options = {"kd": NoOptions(), "hkd": HkdOptions(HkdSettings(**hkd), koopman), "kdm": KdmOptions(own)}
     sigmas = np.array([80.0, 10.0, 1.0, 0.1, 0.0])
 
-    def operations(training: TrainingSettings) -> int:
-        student = METHODS[training.method].from_teacher(network, options[training.method])
-        drawn = student.draw_states(training, np.arange(2), sigmas)
+    def operations(method: str) -> int:
+        student = methods()[method].student_class.from_teacher(network, options[method])
+        drawn = student.draw_states(0, np.arange(2), sigmas)
         states = torch.randn(*drawn.shape, *student.image_shape)
         labels = torch.eye(arch.label_dim)[:2] if arch.label_dim else None
         batch = Batch(
@@ -78,9 +72,9 @@ def test_evaluations_are_the_work_of_a_step_over_that_of_kd(
             np.arange(2),
         )
         with FlopCounterMode(display=False) as counter:
-            student.loss(student, batch, None, training, 0.0)["loss"].backward()
+            student.loss(student, batch, Lesson(training))["loss"].backward()
         return counter.get_total_flops()
 
-    training = TrainingSettings(method=method, **settings)
-    work = operations(training) / operations(TrainingSettings(method="kd"))
-    assert work == pytest.approx(METHODS[method].evaluations(training), rel=0.1)
+    training = TrainingSettings(perceptual="none")
+    work = operations(method) / operations("kd")
+    assert work == pytest.approx(methods()[method].evaluations(options[method]), rel=0.1)

@@ -17,25 +17,26 @@ from torch import Tensor, nn
 from hkdpipe.trainer.loop.checkpoint import save_checkpoint, snapshot
 from hkdpipe.trainer.loop.training_loop import LoopSettings, new_state, step
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.losses.distillation_loss import Batch
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
 from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
-from hkdpipe.trainer.methods.kd import KD
+from hkdpipe.trainer.methods.kd.kd import KD
 from hkdpipe.trainer.methods.kdm.kdm import KDM
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.methods.kdm.kdm_settings import KdmOptions
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.edm.layers import UNetBlock
 
 Randomise = Callable[[nn.Module], None]
 Change = Callable[[nn.Module], None]
 Students = Mapping[str, Student]
-TRAINING = TrainingSettings(perceptual="none", latent_weight=0.1)
+TRAINING = TrainingSettings(perceptual="none")
 LOOP = LoopSettings(
     budget=100,
     batch_size=3,
     schedule="constant",
-    gradient_clip=0.0,
     checkpoint_every=100,
     keep_checkpoints=1,
     workers=0,
@@ -45,7 +46,7 @@ LOOP = LoopSettings(
 @pytest.fixture
 def students(student: HKD, network: PreconditionedUNet, randomise: Randomise) -> Students:
     """At work, by their methods."""
-    kdm = KDM.from_teacher(network, replace(TINY, operator="factorised"))
+    kdm = KDM.from_teacher(network, KdmOptions(replace(TINY, operator="factorised")))
     randomise(kdm)
     return {"hkd": student, "kd": KD.from_teacher(network), "kdm": kdm}
 
@@ -58,14 +59,14 @@ def a_batch() -> Batch:
     return Batch(states, torch.tensor([[0, 9, 17]]).expand(3, -1), sigmas, ends, None, np.arange(3))
 
 
-def descend(student: Student, change: Change, training: TrainingSettings, steps: int = 2) -> Student:
+def descend(student: Student, change: Change, steps: int = 2) -> Student:
     """The student after some steps of plain descent, computed in a way of its own."""
     model = copy.deepcopy(student).requires_grad_(True)
     change(model)
     state = new_state(model, torch.optim.SGD(model.parameters(), lr=0.01, fused=True), [0.5])
 
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return model.loss(module, batch, None, training, progress)
+        return model.loss(module, batch, Lesson(TRAINING, progress=progress))
 
     generator = torch.random.get_rng_state()
     for _ in range(steps):
@@ -73,6 +74,12 @@ def descend(student: Student, change: Change, training: TrainingSettings, steps:
         assert terms["loss"].isfinite()
     torch.random.set_rng_state(generator)
     return model
+
+
+def with_latent_weight(student: Student, weight: float) -> Student:
+    if isinstance(student, HKD):
+        student.options = replace(student.options, hkd=HkdSettings(latent_weight=weight))
+    return student
 
 
 def weights(student: Student) -> Tensor:
@@ -100,8 +107,8 @@ def test_steps_are_the_same(
     latent_weight: float,
 ) -> None:
     """In float64, beside whose roundings a wrong layout shows."""
-    student, training = students[method].double(), replace(TRAINING, latent_weight=latent_weight)
-    plain, changed = (weights(descend(student, way, training)) for way in (lambda model: None, change))
+    student = with_latent_weight(students[method].double(), latent_weight)
+    plain, changed = (weights(descend(student, way)) for way in (lambda model: None, change))
     moved = plain - weights(student)
     assert moved.norm() > 0
     assert relative(changed - weights(student), moved) <= tolerance
@@ -152,12 +159,13 @@ def test_evolution_is_in_float32_of_parameters_in_bfloat16() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [TRAINING, replace(TRAINING, latent_weight=0.0)])
+@pytest.mark.parametrize("latent_weight", [0.1, 0.0])
 def test_compiled_steps_are_the_same(
-    student: HKD, relative: Callable[[Tensor, Tensor], float], training: TrainingSettings
+    student: HKD, relative: Callable[[Tensor, Tensor], float], latent_weight: float
 ) -> None:
-    plain = weights(descend(student, lambda model: None, training)) - weights(student)
-    compiled = descend(student, lambda model: model.compile(), training)
+    with_latent_weight(student, latent_weight)
+    plain = weights(descend(student, lambda model: None)) - weights(student)
+    compiled = descend(student, lambda model: model.compile())
     assert relative(weights(compiled) - weights(student), plain) < 1e-4
     assert compiled.state_dict().keys() == student.state_dict().keys()
 

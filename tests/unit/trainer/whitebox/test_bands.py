@@ -5,7 +5,7 @@ import torch
 
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import (
     BANDS,
@@ -21,7 +21,7 @@ UNEVEN = (Band(0, 0.21), Band(0.21, 0.6), Band(0.6, 1))
 
 
 def made(network: PreconditionedUNet, **settings: object) -> HKD:
-    model = HKD.from_teacher(network, KoopmanSettings(**settings)).requires_grad_(False)  # type: ignore[arg-type]
+    model = HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(**settings))).requires_grad_(False)  # type: ignore[arg-type]
     for parameter in model.koopman.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
@@ -44,7 +44,7 @@ def test_bands_that_tile_the_quantiles_sum_to_everything(
     network: PreconditionedUNet, bands: tuple[Band, ...], sharing: str
 ) -> None:
     """Pairs of equal alpha, too: those that locations share, and those of an idle operator."""
-    for model in (made(network, sharing=sharing), HKD.from_teacher(network, KoopmanSettings())):
+    for model in (made(network, sharing=sharing), HKD.from_teacher(network, HkdOptions())):
         z = observables(model)
         parts = [masked(z, band_masks(model, band)) for band in bands]
         for whole, *pieces in zip(z, *parts, strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.images.colour import LUMINANCE
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import BANDS, Band, band_masks
 from hkdpipe.trainer.whitebox.editing import (
@@ -38,7 +38,7 @@ def other(arch: Architecture, **changes: int) -> HKD:
     network = PreconditionedUNet(replace(arch, **changes))
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return HKD.from_teacher(network, KoopmanSettings()).requires_grad_(False)
+    return HKD.from_teacher(network, HkdOptions()).requires_grad_(False)
 
 
 def algorithm_4(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.whitebox import koopman_skill as module
@@ -77,7 +77,9 @@ def test_largest_eigenvalues_are_those_of_the_levels_matrices(
     network: PreconditionedUNet, hierarchy: str
 ) -> None:
     """|alpha| and |beta| from torch's eigenvalues, with a bound on alpha and low rank."""
-    settings = KoopmanSettings(hierarchy=hierarchy, sharing="low-rank", rank=3, alpha_bound=0.2)
+    settings = HkdOptions(
+        koopman=KoopmanSettings(hierarchy=hierarchy, sharing="low-rank", rank=3, alpha_bound=0.2)
+    )
     model = HKD.from_teacher(network, settings).requires_grad_(False)
     for parameter in model.koopman.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)

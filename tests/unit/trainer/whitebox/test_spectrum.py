@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
 from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.whitebox.spectrum import level_spectra, whole_evolution
@@ -24,7 +24,9 @@ def test_eigenvalues_are_those_of_the_blocks(
     network: PreconditionedUNet, hierarchy: str, sharing: str
 ) -> None:
     """torch.linalg.eigvals of [[alpha, beta], [-beta, alpha]], and of its matrix exponential."""
-    model = HKD.from_teacher(network, KoopmanSettings(hierarchy=hierarchy, sharing=sharing))
+    model = HKD.from_teacher(
+        network, HkdOptions(koopman=KoopmanSettings(hierarchy=hierarchy, sharing=sharing))
+    )
     for parameter in model.requires_grad_(False).koopman.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.3)
     spectra = level_spectra(model)
@@ -59,4 +61,6 @@ def test_the_whole_evolution_goes_from_noise_to_image(
     network: PreconditionedUNet, time: str, expected: float
 ) -> None:
     """2/pi (arctan 0.004 - arctan 160), and 0 to 1 of the rescaled ones."""
-    assert whole_evolution(HKD.from_teacher(network, KoopmanSettings(time=time))) == pytest.approx(expected)
+    assert whole_evolution(
+        HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(time=time)))
+    ) == pytest.approx(expected)

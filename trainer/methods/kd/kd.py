@@ -9,19 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from hkdpipe.trainer.methods.student import Student
+from hkdpipe.trainer.methods.kd import METHOD
+from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.families import TeacherArchitecture, TeacherNetwork
 
 
 class KD(Student):
     """The student is a denoiser like its teacher."""
 
-    name = "kd"
+    method = METHOD
 
     def __init__(
-        self, arch: TeacherArchitecture, settings: Any, sigma_min: float, sigma_max: float, rho: float
+        self, arch: TeacherArchitecture, options: Any, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
-        super().__init__(arch, settings, sigma_min, sigma_max, rho)
+        super().__init__(arch, options, sigma_min, sigma_max, rho)
         self.denoiser = self.arch.network()
 
     def start_from(self, teacher: TeacherNetwork) -> None:
