@@ -24,8 +24,19 @@ from hkdpipe.trainer.teachers.teacher import Teacher
 
 STUDENT = "student"
 """The name of its rows."""
-Sampler = Callable[[Tensor, Tensor | None], Tensor]
+Draw = Callable[[int], Tensor]
+"""Unit noise (N, C, H, W) of a student's step, 1 the second one."""
+Sampler = Callable[[Tensor, Tensor | None, Draw], Tensor]
 """Unit noise (N, C, H, W) and labels (N, label_dim), None of an unconditional teacher, to images."""
+
+
+def sampler_of(model: Student, steps: int = 1) -> Sampler:
+    """A student's, which may be folded."""
+
+    def sample(noise: Tensor, labels: Tensor | None, draw: Draw | None = None) -> Tensor:
+        return model.sample(noise, labels, steps, draw)
+
+    return sample
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,21 @@ class Context:
         """How many of the stored states the student predicts from: all but the end, or the start alone."""
         return len(self.archive.sigmas) - 1 if self.student.between else 1
 
-    def students(self) -> list[tuple[str, int, Sampler]]:
-        """Name, network evaluations and sampler of the student."""
-        return [(STUDENT, 1, self.student.folded().sample)]
+    def students(self, folded: bool = True) -> list[tuple[str, int, Sampler]]:
+        """Name, network evaluations and sampler of the student, for each number of its steps."""
+        student = self.student.folded() if folded else self.student
+
+        return [(STUDENT, steps, sampler_of(student, steps)) for steps in self.settings.student_steps]
+
+    def given(self, start: int, stop: int) -> tuple[Tensor, Tensor | None, Draw]:
+        """What a sampler makes these images of."""
+        shape, seed = self.student.image_shape, self.settings.seed
+
+        def draw(step: int) -> Tensor:
+            values = rng.unit_noise(seed, f"evaluation-step-{step}", range(start, stop), shape)
+            return torch.from_numpy(values).to(self.device)
+
+        return self.noise(start, stop), self.told(self.classes(start, stop)), draw
 
     def noise(self, start: int, stop: int) -> Tensor:
         return evaluation_noise(self.settings, start, stop, self.student.image_shape, self.device)
@@ -74,9 +97,16 @@ class Context:
         return one_hot(classes, self.archive.plan.label_dim, self.device)
 
     def teacher_images(
-        self, noise: Tensor, labels: Tensor | None, *, steps: int, solver: str | None = None
+        self,
+        noise: Tensor,
+        labels: Tensor | None,
+        draw: Draw | None = None,
+        *,
+        steps: int,
+        solver: str | None = None,
     ) -> Tensor:
-        """The teacher's own samples, with so many steps of the archive's solver or another one."""
+        """The teacher's own samples, with so many steps of the archive's solver or another one; no noise is
+        drawn."""
         sampler = {**self.archive.plan.sampler, "steps": steps, "solver": solver or self.solver}
         end, _ = sample_trajectory(self.teacher, noise, labels=labels, **sampler, keep=[steps])
         return end[0]

@@ -16,7 +16,7 @@ from hkdpipe.manifests.ground.atomic_files import read_json_if_there, write_json
 from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.manifests.ground.sections import digest
 from hkdpipe.stages.evaluation.by_class import class_rows
-from hkdpipe.stages.evaluation.context import Context, Sampler
+from hkdpipe.stages.evaluation.context import Context, Sampler, sampler_of
 from hkdpipe.stages.evaluation.feature_parts import Outputs, compute_parts, part_ranges, read_parts
 from hkdpipe.stages.evaluation.metrics import fd
 from hkdpipe.stages.evaluation.reference import Reference
@@ -32,7 +32,10 @@ def subjects(context: Context, weights: str) -> list[Subject]:
     """The student, whose weights' digest is given; what the metrics add; the teacher with each number of
     steps; other models."""
     settings, teacher = context.settings, context.teacher.sha256
-    found = [Subject(name, nfe, sampler, weights) for name, nfe, sampler in context.students()]
+    found = [
+        Subject(name, nfe, sampler, digest([weights, nfe]) if nfe > 1 else weights)
+        for name, nfe, sampler in context.students()
+    ]
     for metric in settings.chosen:
         found += metric.subjects(context, weights) if metric.subjects else []
     asked = [("teacher", context.solver, steps) for steps in settings.teacher_steps]
@@ -52,7 +55,7 @@ def subjects(context: Context, weights: str) -> list[Subject]:
                 f": {path} makes images of {model.image_shape} of {model.arch.label_dim} classes; "
                 "accepted: as the student does",
             )
-        found.append(Subject(path, 1, model.folded().sample, saved_model(Path(path), "ema").sha256))
+        found.append(Subject(path, 1, sampler_of(model.folded()), saved_model(Path(path), "ema").sha256))
     return found
 
 
@@ -155,7 +158,6 @@ def _sampled(
     def batch_of(start: int, stop: int) -> torch.Tensor:
         # One batch shape for all, since another one changes the last bits.
         end = start + context.settings.batch_size
-        images = sampler(context.noise(start, end), context.told(context.classes(start, end))).float()
-        return quantised(images)
+        return quantised(sampler(*context.given(start, end)).float())
 
     return network_outputs(context, network, part, batch_of, needs)

@@ -80,6 +80,11 @@ def evaluate(
     ):
         if own != others:
             raise UsageError(f"{path}: {makes.format(own, others)}")
+    for steps in settings.student_steps:
+        try:
+            student.check_steps(steps)
+        except WrongValue as error:
+            raise WrongValue(Name("student_steps", EvaluationSettings), *error.parts[1:]) from None
     make_folders(out / "rows")
     with ExitStack() as stack:
         # The folder is the first one's: the others have no say in it.
@@ -274,6 +279,11 @@ def _record(settings: EvaluationSettings, network: FeatureNetwork, reference: Re
     """How the numbers were got: what somebody else needs to get them again."""
     images = reference.images
     noise = "torch generators as EDM's" if settings.edm_seeds else "hkdpipe's counter-based, 'evaluation'"
+    later = (
+        {"later steps": "hkdpipe's counter-based, 'evaluation-step-K'"}
+        if max(settings.student_steps, default=1) > 1
+        else {}
+    )
     return {
         "detector": {"name": network.space.name, "sha256": network.sha256, "resize": network.resize},
         "reference": {
@@ -281,7 +291,7 @@ def _record(settings: EvaluationSettings, network: FeatureNetwork, reference: Re
             "sha256": reference.sha256,
             "images": None if images is None else len(images),
         },
-        "noise": {"generator": noise, "seed": settings.seed, "first": 0, "ranges": settings.ranges},
+        "noise": {"generator": noise, **later, "seed": settings.seed, "first": 0, "ranges": settings.ranges},
         "images": "uint8, floor(127.5 x + 128), clipped",
         "halvings of the reference": halvings(network.space.dimension),
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from hkdpipe.stages.evaluation.context import Context
+from hkdpipe.stages.evaluation.context import Context, Sampler
 from hkdpipe.stages.shared.picture_grids import beside, grid, save_png, strip
 
 PICTURED = 64
@@ -14,19 +15,24 @@ STRIP_ROWS = 4
 
 @torch.inference_mode()
 def sample_picture(context: Context) -> None:
-    """One-step samples beside the teacher's from the same noise, of a conditional teacher in the order of
+    """Samples beside the teacher's from the same noise, of a conditional teacher in the order of
     their classes."""
     context.check_stop()
-    noise, classes, sorted_by = context.noise(0, PICTURED), context.classes(0, PICTURED), ""
-    if classes is not None:
-        order = np.argsort(classes, kind="stable")
-        noise, classes, sorted_by = noise[order], classes[order], ", by class"
-    labels = context.told(classes)
-    sampler, nfe = context.whole_sampler()
-    parts = [
-        (f"one step (1 evaluation){sorted_by}", context.student.sample(noise, labels)),
-        (f"teacher, same noise ({nfe}){sorted_by}", sampler(noise, labels)),
-    ]
+    (noise, labels, drawn), classes = context.given(0, PICTURED), context.classes(0, PICTURED)
+    order, sorted_by = np.arange(PICTURED), ""
+    if classes is not None and labels is not None:
+        order, sorted_by = np.argsort(classes, kind="stable"), ", by class"
+        labels = labels[order]
+
+    def made(sampler: Sampler) -> Tensor:
+        return sampler(noise[order], labels, lambda step: drawn(step)[order])
+
+    teacher, nfe = context.whole_sampler()
+    parts = []
+    for _, steps, sampler in context.students(folded=False):
+        caption = "one step (1 evaluation)" if steps == 1 else f"{steps} steps ({steps} evaluations)"
+        parts.append((f"{caption}{sorted_by}", made(sampler)))
+    parts.append((f"teacher, same noise ({nfe}){sorted_by}", made(teacher)))
     pictures = [(caption, grid(images.float().cpu().numpy(), 8)) for caption, images in parts]
     picture = beside(pictures)
     context.check_owned()

@@ -22,7 +22,7 @@ def trial_numbers(evaluation: Path, evaluations: int) -> Numbers:
     """
     metrics = read_json(evaluation / "metrics.json")
     metric, match = metrics["metric"], metrics["match"]
-    rows = {row["name"]: row for row in metrics["rows"]}
+    rows = {row["name"]: row for row in reversed(metrics["rows"])}  # of several steps, the first
     numbers = {key: rows["student"][key] for key in (metric, "confident") if key in rows.get("student", {})}
     if (idle := rows.get("student, A = 0")) is not None:
         numbers[f"{metric}_without_evolution"] = idle[metric]

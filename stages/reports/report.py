@@ -89,13 +89,20 @@ def _key_figures(results: Row) -> Iterable[dict[str, str]]:
                         row["name"] == "student" or (row["name"], row["nfe"]) == whole
                     ):
                         value = replace(column, spread="").said(row)
-                        note = f"{row['nfe']} network evaluation{'s'[: row['nfe'] > 1]}"
-                        yield {"name": f"{column.title}, {row['name']}", "value": value, "note": note}
+                        yield {
+                            "name": f"{column.title}, {row['name']}",
+                            "value": value,
+                            "note": _evaluations(row["nfe"]),
+                        }
             elif rows := results.get(metric.name):
                 for found in [*column.found(rows[:1]).values()][-1:]:
                     others = [f"{row['name']}: {found.said(row)}" for row in rows[1:] if "name" in row]
                     note = column.note or "; ".join(others)
                     yield {"name": found.title, "value": found.said(rows[0]), "note": note}
+
+
+def _evaluations(nfe: int) -> str:
+    return f"{nfe} network evaluation{'s'[: nfe > 1]}"
 
 
 def _distances(results: Row) -> dict[str, Any]:
@@ -124,11 +131,14 @@ def _distances(results: Row) -> dict[str, Any]:
 def _samples(path: Path, results: Row) -> list[dict[str, str]]:
     if not path.is_file():
         return []
+    all_steps = results["settings"].get("student_steps", [1])
     with Image.open(path) as picture:
-        student, teacher = apart(picture, 2)
-    order = ", by class" if results["archive"]["classes"] else ""
-    one, nfe = "Student, 1 network evaluation", results["teacher"]["nfe"]
-    pictures = [(student, "One-step samples of the student", f"{one}{order}")]
+        *students, teacher = apart(picture, len(all_steps) + 1)
+    order, nfe = ", by class" if results["archive"]["classes"] else "", results["teacher"]["nfe"]
+    pictures = [
+        (part, f"{'One' if k == 1 else k}-step samples of the student", f"Student, {_evaluations(k)}{order}")
+        for part, k in zip(students, all_steps, strict=True)
+    ]
     words = "Samples of the teacher from the same noise", f"Teacher, {nfe} evaluations, the same noise{order}"
     pictures.append((teacher, *words))
     return [{"source": _png(part), "alt": alt, "caption": caption} for part, alt, caption in pictures]

@@ -11,7 +11,7 @@ from hkdpipe.manifests.ground.sections import MAX_SEED, setting
 from hkdpipe.stages.settings.metrics import Metric, choices, metrics
 from hkdpipe.trainer.metrics.feature_spaces import SPACES
 
-NEWER = ("kid_subsets", "kid_subset_size", "inception_score_parts", "neighbours", "matched")
+NEWER = ("kid_subsets", "kid_subset_size", "inception_score_parts", "neighbours", "matched", "student_steps")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ class EvaluationSettings:
         "ema",
         "weights evaluated and exported: 'ema': the average of the training's first decay; 'ema-DECAY': "
         "that of another one; 'raw': the last ones",
+    )
+    student_steps: tuple[int, ...] = setting(
+        (1,), "steps of the student's rows, each a network evaluation; not every method has more", minimum=1
     )
     teacher_steps: tuple[int, ...] = setting(
         (18, 8), "sampler steps of the teacher's own rows (18: 35 evaluations, 8: 15)", minimum=2

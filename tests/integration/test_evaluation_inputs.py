@@ -12,10 +12,12 @@ import pytest
 from tiny import EVALUATION, Inputs, evaluate_tiny
 
 from hkdpipe.manifests.ground.atomic_files import read_json
-from hkdpipe.manifests.ground.errors import UsageError
+from hkdpipe.manifests.ground.errors import UsageError, WrongValue
+from hkdpipe.stages.evaluation import evaluate as evaluation
 from hkdpipe.stages.shared.reporting import Summary
 from hkdpipe.trainer.loop.checkpoint import checkpoints
 from hkdpipe.trainer.loop.world import World
+from hkdpipe.trainer.methods.registry import load_model
 
 SETTINGS = dataclasses.replace(EVALUATION, teacher_steps=(), reference="archive")
 
@@ -64,3 +66,24 @@ def test_statistics_of_other_features_are_refused(inputs: Inputs, tmp_path: Path
     np.savez(tmp_path / "reference.npz", mu=np.zeros(5), sigma=np.eye(5))
     with pytest.raises(UsageError, match="holds statistics of 5 features; accepted: of 64, as 'digits' has"):
         run(inputs, tmp_path / "out", reference=str(tmp_path / "reference.npz"))
+
+
+def test_a_student_of_several_steps_has_a_row_for_each(inputs: Inputs, tmp_path: Path) -> None:
+    """However its samples are cut into batches, step by step from noise of the step's own."""
+    found: dict[int, Any] = {}
+    for batch, steps in ((4, (1, 2)), (5, (2,))):
+        run(inputs, tmp_path, metrics=("fd", "speed"), student_steps=steps, batch_size=batch)
+        found[batch] = read_json(tmp_path / "metrics.json")
+        page = (tmp_path / "report.html").read_text()
+        assert page.count("Student, 2 network evaluations") == 1
+        assert page.count("<figcaption>") == len(steps) + 1
+    for name in ("rows", "speed"):
+        assert [row["nfe"] for row in found[4][name] if row["name"] == "student"] == [1, 2]
+    one, two, _ = [row["fd_digits"] for row in found[4]["rows"]]
+    assert one != two == pytest.approx(found[5]["rows"][0]["fd_digits"], rel=1e-3)
+    model = load_model(checkpoints(inputs.training / "checkpoints")[-1])
+    model.between = False  # type: ignore[misc]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "load_model", lambda *arguments: model)
+        with pytest.raises(WrongValue, match=r"^student_steps: got 2; accepted: 1"):
+            run(inputs, tmp_path, student_steps=(1, 2))

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def _subjects(context: Context, weights: str) -> list[Subject]:
+    from hkdpipe.stages.evaluation.context import sampler_of
     from hkdpipe.stages.evaluation.seen import Subject
     from hkdpipe.trainer.whitebox.koopman_skill import has_operator, without_evolution
 
     if has_operator(context.student):
-        idle = without_evolution(context.student).folded()
-        return [Subject("student, A = 0", 1, idle.sample, digest([weights, "A = 0"]))]
+        idle = sampler_of(without_evolution(context.student).folded())
+        return [Subject("student, A = 0", 1, idle, digest([weights, "A = 0"]))]
     if context.first:
         context.reporter.line("the student with A = 0: skipped, as it has no operator")
     return []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hkdpipe.stages.settings.metrics import Column, Metric, register
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hkdpipe.stages.evaluation.context import Context, Sampler
+    from hkdpipe.stages.evaluation.context import Context
 
 BATCHES = (1, 64)
 """Images in a call, beside the evaluation's own batch."""
@@ -28,8 +30,8 @@ def measure_speed(context: Context) -> dict[str, Any]:
             row: dict[str, Any] = {"name": name, "nfe": nfe}
             for batch in sorted({*BATCHES, context.settings.batch_size}):
                 context.check_stop()
-                labels = context.told(context.classes(0, batch))
-                seconds = _seconds(sampler, context.noise(0, batch), labels, context.device)
+                given = context.given(0, batch)
+                seconds = _seconds(functools.partial(sampler, *given), context.device)
                 row[f"ms_per_image_batch_{batch}"] = 1e3 * seconds / batch
                 row[f"images_per_second_batch_{batch}"] = batch / seconds
             rows.append(row)
@@ -37,7 +39,7 @@ def measure_speed(context: Context) -> dict[str, Any]:
     return {"speed": rows}
 
 
-def _seconds(sampler: Sampler, noise: Tensor, labels: Tensor | None, device: torch.device) -> float:
+def _seconds(sample: Callable[[], Tensor], device: torch.device) -> float:
     """The median time of a call, after a warm-up: of 5 calls, or as many as fit two seconds."""
     import torch
 
@@ -47,11 +49,11 @@ def _seconds(sampler: Sampler, noise: Tensor, labels: Tensor | None, device: tor
 
     times: list[float] = []
     with torch.inference_mode():
-        sampler(noise, labels)
+        sample()
         while len(times) < 5 and sum(times) < 2:
             synchronise()
             start = time.perf_counter()
-            sampler(noise, labels)
+            sample()
             synchronise()
             times.append(time.perf_counter() - start)
     return statistics.median(times)

@@ -138,7 +138,15 @@ def test_evaluation_partial(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"samples": 7}, {"seed": 1}, {"weights": "raw"}, {"metrics": ("fd",)}, {"matched": 3}]
+    "changes",
+    [
+        {"samples": 7},
+        {"seed": 1},
+        {"weights": "raw"},
+        {"metrics": ("fd",)},
+        {"matched": 3},
+        {"student_steps": (1, 2)},
+    ],
 )
 def test_evaluation_of_other_settings(evaluated: Path, changes: dict[str, Any]) -> None:
     assert state_of(evaluated, dataclasses.replace(SETTINGS, **changes)) == OUTDATED
