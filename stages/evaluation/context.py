@@ -71,9 +71,10 @@ class Context:
 
     def students(self, folded: bool = True) -> list[tuple[str, int, Sampler]]:
         """Name, network evaluations and sampler of the student, for each number of its steps."""
-        student = self.student.folded() if folded else self.student
-
-        return [(STUDENT, steps, sampler_of(student, steps)) for steps in self.settings.student_steps]
+        return [
+            (STUDENT, steps, sampler_of(self.student.folded(steps) if folded else self.student, steps))
+            for steps in self.settings.student_steps
+        ]
 
     def given(self, start: int, stop: int) -> tuple[Tensor, Tensor | None, Draw]:
         """What a sampler makes these images of."""

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hkdpipe.trainer.settings.method_registry import methods
+
 HUB_LICENCES = frozenset(
     ("apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "gpl-3.0", "lgpl-3.0", "mit", "openrail")
 ) | {
@@ -38,7 +40,7 @@ def model_card(
     licence_text = _line(teacher["licence"])
     licence = licence_text or "not stated"
     origin = "began as the teacher's and are derived from them"
-    if model["method"] == "kdm":
+    if not methods()[model["method"]].starts_from_teacher:
         origin = "were trained on its samples"
     noise, told = "torch.randn(16, *model.image_shape)", ""
     if classes := arch.get("label_dim"):
@@ -71,6 +73,7 @@ an EDM diffusion model, makes in many.
 {shell}```python
 import hkdpipe
 import torch
+from hkdpipe.trainer.settings.method_registry import methods
 from hkdpipe.trainer.students.loading import load_model
 
 model = hkdpipe.load_model("THIS_FOLDER")

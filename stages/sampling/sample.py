@@ -42,6 +42,7 @@ def sample(
     count: int,
     seed: int,
     *,
+    steps: int = 1,
     class_number: int | None = None,
     device: torch.device,
     reporter: Reporter,
@@ -49,30 +50,38 @@ def sample(
 ) -> Summary:
     """Write `out`/samples.npz (images: uint8 (N, H, W, C)) and `out`/samples.png (the first 256).
 
+    The model samples in so many `steps`, each a network evaluation; UsageError where it cannot.
     Image i depends on (seed, i) alone, to the rounding that the size of a network batch brings. So does its
     class, of a conditional model: drawn of those it was trained on, unless `class_number` says which; the
     .npz then holds `labels`, int64 (N,), too. UsageError where the model was not trained on that class.
     """
-    generator = _generator(model, device)
+    generator = _generator(model, device, steps)
     shape, label_dim = generator.image_shape, generator.label_dim
     classes = asked_classes(trained_classes(model, label_dim), class_number)
 
     def images(indices: range, labels: Tensor | None) -> Tensor:
-        noise = torch.from_numpy(rng.unit_noise(seed, "sampling", indices, shape))
-        return generator.sample(noise.to(device), labels)
+        noise, draw = _noise(seed, indices, shape, device, "sampling-step")
+        if isinstance(generator, OnnxModel):
+            return generator.sample(noise, labels)
+        return generator.sample(noise, labels, steps, draw)
 
     what = _Asked(shape, count, seed, classes, label_dim, device)
-    return _sample(images, what, out, (("model", str(model)),), reporter, stop)
+    rows = (("model", str(model)), ("network evaluations each", str(steps)))
+    return _sample(images, what, out, rows, reporter, stop)
 
 
-def _generator(model: Path, device: torch.device) -> Student | OnnxModel:
+def _generator(model: Path, device: torch.device, steps: int) -> Student | OnnxModel:
     """InputError where there is none, or not one that hkdpipe exports; UsageError of another form."""
     if model.suffix == ".pt2":  # torch would unpickle parts of it, so a foreign one could run anything
         accepted = "an export's folder, its model.onnx, or a checkpoint"
         raise WrongValue(Name("model"), f": got '{model}', for torch.export.load; accepted: {accepted}")
     if model.suffix == ".onnx":
+        if steps != 1:
+            raise WrongValue(Name("steps"), f": got {steps}; accepted: 1, as {model} makes one step")
         return OnnxModel(model, device)
-    return load_model(model, device).folded()
+    student = load_model(model, device)
+    student.check_steps(steps)
+    return student.folded(steps)
 
 
 def sample_teacher(
@@ -93,7 +102,7 @@ def sample_teacher(
     classes = asked_classes(tuple(range(label_dim)), class_number)
 
     def images(indices: range, labels: Tensor | None) -> Tensor:
-        noise, draw = _noise(seed, indices, loaded.image_shape, device, sampling.edm_seeds)
+        noise, draw = _noise(seed, indices, loaded.image_shape, device, "sampling-churn", sampling.edm_seeds)
         steps, solver = sampling.steps, sampling.solver
         if sampling.churn:
             churn = Churn(sampling.churn, sampling.s_min, sampling.s_max, sampling.s_noise)
@@ -109,9 +118,14 @@ def sample_teacher(
 
 
 def _noise(
-    seed: int, indices: range, shape: tuple[int, ...], device: torch.device, edm_seeds: bool
+    seed: int,
+    indices: range,
+    shape: tuple[int, ...],
+    device: torch.device,
+    later: str,
+    edm_seeds: bool = False,
 ) -> tuple[Tensor, Callable[[int], Tensor]]:
-    """Unit noise (N, *shape) that images start from, and by the step's number that which churn adds."""
+    """Unit noise (N, *shape) that images start from, and by a step's number that added for `later`."""
     if edm_seeds:
         generators = edm_generators(seed, indices, device)
         # EDM draws the start in the network's precision and what follows in the state's.
@@ -121,7 +135,7 @@ def _noise(
     def of(purpose: str) -> Tensor:
         return torch.from_numpy(rng.unit_noise(seed, purpose, indices, shape)).to(device)
 
-    return of("sampling"), lambda step: of(f"sampling-churn-{step}")
+    return of("sampling"), lambda step: of(f"{later}-{step}")
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,15 @@ class RealImages:
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Those at positions start .. stop-1 of the endless sequence, and their one-hot classes."""
         epochs, places = np.divmod(np.arange(start, stop), len(self.images))
-        rows = np.array([self._order(epoch)[place] for epoch, place in zip(epochs, places, strict=True)])
+        orders = {epoch: _order(self.seed, epoch, len(self.images)) for epoch in set(epochs.tolist())}
+        rows = np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
         labels = None if self.labels is None else one_hot(self.labels[rows], self.label_dim)
         return torch.from_numpy(self.images[rows]), labels
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - it lives as long as its training
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return permutation(self.seed, "real-images", int(epoch), len(self.images))
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return permutation(seed, "real-images", epoch, count)
 
 
 def real_images(training: TrainingSettings, shape: tuple[int, int, int], label_dim: int) -> RealImages | None:
@@ -55,10 +57,10 @@ def real_images(training: TrainingSettings, shape: tuple[int, int, int], label_d
     """
     wanted = "images" in methods()[training.method].learns_from
     if bool(training.images) != wanted:
-        accepted = "a set of images, as" if wanted else "'', as only the archive is what"
+        accepted = "a set of images, as {} learns from them" if wanted else "'', as {} learns without images"
         raise WrongValue(
             Name("images", TrainingSettings),
-            f": got '{training.images}'; accepted: {accepted} {training.method} learns from",
+            f": got '{training.images}'; accepted: {accepted.format(training.method)}",
         )
     if not wanted:
         return None

@@ -123,8 +123,8 @@ class Student(nn.Module):
             accepted = "at least 1" if self.between else only_one
             raise WrongValue(Name("steps"), f": got {steps}; accepted: {accepted}")
 
-    def folded(self) -> Self:
-        """A copy for `sample` alone, whose constants are computed beforehand."""
+    def folded(self, steps: int = 1) -> Self:
+        """A copy for `sample` in so many steps alone, whose constants are computed beforehand."""
         return copy.deepcopy(self).eval().requires_grad_(False)
 
     def loss(self, module: nn.Module, batch: Batch, lesson: Lesson) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class _Number(click.FloatRange):
     "--model",
     type=FOLDER,
     metavar="PATH",
-    help="An export, its model.onnx, or a checkpoint: one-step samples.",
+    help="An export, its model.onnx, or a checkpoint: samples in one step, or in --steps.",
 )
 @click.option(
     "--teacher",
@@ -48,7 +48,11 @@ class _Number(click.FloatRange):
 )
 @click.option("--count", type=click.IntRange(min=1), default=64, show_default=True, help="Pictures.")
 @seed_option
-@click.option("--steps", type=click.IntRange(min=2), help="Of the teacher's sampler: steps (default 18).")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Of a model: network evaluations (default 1). Of the teacher's sampler: steps (default 18).",
+)
 @click.option(
     "--solver",
     type=click.Choice(["heun", "euler"]),
@@ -79,13 +83,15 @@ def command(
     device: str,
     quiet: bool,
     as_json: bool,
+    steps: int | None,
     **sampling: Any,
 ) -> None:
-    """One-step samples from a checkpoint or an export, or a teacher's samples in many steps.
+    """Samples from a checkpoint or an export in one step or several, or a teacher's in many.
 
     \b
       hkdpipe sample --model runs/digits/export --count 64 --out samples
       hkdpipe sample --model runs/digits/export/model.onnx --count 64 --out samples
+      hkdpipe sample --model runs/digits/export --steps 4 --out samples
       hkdpipe sample --model conditional/export --class 3 --out threes
       hkdpipe sample --teacher digits --steps 18 --count 64 --out samples
       hkdpipe sample --teacher my-teacher --steps 256 --churn 40 --s-min 0.05 --s-max 50 --s-noise 1.003 \\
@@ -97,6 +103,8 @@ def command(
         raise UsageError("--model or --teacher: give one of them")
     if model is not None and given:
         raise UsageError(f"{_option(min(given))}: accepted with --teacher only, for its sampler")
+    if teacher is not None and steps == 1:
+        raise UsageError("--steps: got 1; accepted with --teacher: at least 2")
     if not given.get("churn"):
         for name in sorted({"s_min", "s_max", "s_noise"} & set(given)):
             raise UsageError(f"{_option(name)}: accepted with --churn above 0 only")
@@ -112,9 +120,10 @@ def command(
 
         def call() -> Summary:
             if model is not None:
-                return sample(model, out, count, seed, **how)
+                return sample(model, out, count, seed, steps=steps or 1, **how)
             assert teacher is not None
-            return sample_teacher(teacher, out, count, seed, TeacherSampling(**given), **how)
+            of_teacher = TeacherSampling(**given) if steps is None else TeacherSampling(steps, **given)
+            return sample_teacher(teacher, out, count, seed, of_teacher, **how)
 
         report(work.perform("sample", out, None, call), quiet, as_json)
 

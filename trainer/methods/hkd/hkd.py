@@ -186,9 +186,16 @@ class HKD(Student):
         every = self.options.hkd.latent_every
         return step % every == every - 1
 
-    def folded(self) -> Self:
-        """With e^{A (tau(end) - tau(start))} as a constant."""
+    def check_steps(self, steps: int) -> None:
+        super().check_steps(steps)
+        if steps > 1 and any(isinstance(module, FixedPropagator) for module in self.koopman.values()):
+            raise ValueError("this student was folded for one step")
+
+    def folded(self, steps: int = 1) -> Self:
+        """With e^{A (tau(end) - tau(start))} as a constant, where it samples from the start alone."""
         model = super().folded()
+        if steps > 1:
+            return model
         start, end = (
             torch.tensor([sigma], dtype=self.dtype, device=self.device)
             for sigma in (self.sigma_max, self.sigma_min)

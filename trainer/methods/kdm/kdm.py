@@ -70,7 +70,7 @@ class KDM(Student):
             z = z + self.control(labels.to(self.dtype))
         return z
 
-    def folded(self) -> Self:
+    def folded(self, steps: int = 1) -> Self:
         """With its map as one matrix, and without the networks that sampling does not need."""
         model = super().folded().without_training_networks()
         model.map = model.map.dense()
