@@ -20,9 +20,9 @@ from hkdpipe.manifests.ground.errors import InUseError, UsageError
 from hkdpipe.manifests.places.remote import is_url
 from hkdpipe.pipeline.configuration.config import Config, resolve
 from hkdpipe.pipeline.configuration.run_directory import RunDir
+from hkdpipe.pipeline.session import Session
 from hkdpipe.stages.generation.worker import Worker
 from hkdpipe.stages.settings.completion_settings import CompletionSettings
-from hkdpipe.trainer.loop.world import world_from_environment
 
 
 class LocalPath(click.Path):
@@ -84,17 +84,27 @@ def configuration_options(command: Callable[..., None]) -> Callable[..., None]:
     return bundled
 
 
-device_option = click.option(
-    "--device",
-    default="auto",
-    metavar="NAME",
-    help="cpu, cuda, cuda:N or auto (default): a GPU if there is one.",
-)
-quiet_option = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def session_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--quiet and --json, as the argument `session`, of a command that has no use for a GPU."""
+
+    @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+    @json_option
+    @functools.wraps(command)
+    def bundled(quiet: bool, as_json: bool, device: str = "cpu", **others: Any) -> None:
+        command(session=Session(device, quiet, as_json), **others)
+
+    return bundled
+
+
+def work_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--device, --quiet and --json, as the argument `session`."""
+    words = "cpu, cuda, cuda:N or auto (default): a GPU if there is one."
+    return click.option("--device", default="auto", metavar="NAME", help=words)(session_options(command))
+
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, as the last line, instead of tables."
 )
-
 teacher_option = click.option(
     "--teacher",
     metavar="TEACHER",
@@ -147,11 +157,6 @@ def completion_options(command: Callable[..., None]) -> Callable[..., None]:
     return seed_option(command)
 
 
-def work_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--device, --quiet and --json."""
-    return device_option(quiet_option(json_option(command)))
-
-
 def one_of_run_dir_and_out(given: Given, out: Path | None) -> None:
     """A stage writes into its place in the run directory, or where --out says."""
     if given.run_dir is None and out is None:
@@ -181,16 +186,6 @@ def command_line(*words: object) -> str:
 def next_command(name: str, run: RunDir) -> str:
     """A command to suggest, in the same run directory."""
     return command_line(name, "--run-dir", run.path)
-
-
-def one_process_only(command: str) -> None:
-    """Refuse to be started several times by torchrun or srun: each process would do the same work."""
-    size = world_from_environment().size
-    if size != 1:
-        raise UsageError(
-            f"{command}: started as one of {size} processes; accepted: one process, as only "
-            "the three stages are distributed: torchrun --no-python --nproc-per-node 2 hkdpipe train"
-        )
 
 
 def worker_of(text: str | None) -> Worker:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hkdpipe.manifests.ground.errors import HkdpipeError, first_line
 from hkdpipe.pipeline.configuration.config import Config
 from hkdpipe.pipeline.configuration.run_directory import RunDir
 from hkdpipe.pipeline.configuration.run_record import recorded
-from hkdpipe.pipeline.progress import first_process, make_reporter
-from hkdpipe.pipeline.signals import stop_requests
 from hkdpipe.stages.generation.worker import ALONE, Worker
 
 if TYPE_CHECKING:
@@ -32,6 +29,11 @@ class Work:
     world: World
     reporter: Reporter
     stop: Callable[[], bool]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """As arguments, of what is done by one process."""
+        return {"device": self.device, "reporter": self.reporter, "stop": self.stop}
 
     def perform(self, stage: str, folder: Path, run: RunDir | None, call: Callable[[], Summary]) -> Summary:
         """Do a stage that writes into `folder`, on record if it belongs to a run directory."""
@@ -58,12 +60,6 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
     # What torch raises when a CPU's memory is exhausted has no class of its own.
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def working(device: str, quiet: bool) -> Iterator[Work]:
-    with stop_requests(quiet or not first_process()) as stop:
-        yield work_on(device, make_reporter(quiet), stop)
 
 
 def work_on(device: str, reporter: Reporter, stop: Callable[[], bool]) -> Work:
@@ -102,9 +98,7 @@ def generate(
             config.teacher.licence,
             worker=worker,
             wait=wait,
-            device=work.device,
-            reporter=work.reporter,
-            stop=work.stop,
+            **work.how,
         )
 
     return work.perform("generation", archive, run, call)
@@ -120,10 +114,8 @@ def train(config: Config, archive: Path | str, out: Path, work: Work, run: RunDi
             out,
             config.training,
             config.options,
-            device=work.device,
             world=work.world,
-            reporter=work.reporter,
-            stop=work.stop,
+            **work.how,
             evaluation=config.evaluation,
         )
 
@@ -149,10 +141,8 @@ def evaluate(
             out,
             export,
             config.evaluation,
-            device=work.device,
             world=work.world,
-            reporter=work.reporter,
-            stop=work.stop,
+            **work.how,
             sampling=sampling_command("THIS_FOLDER"),
         )
 

@@ -33,8 +33,8 @@ from hkdpipe.trainer.loop.training_loop import LoopSettings, prefetched, step
 from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
 from hkdpipe.trainer.methods.hkd.hkd import EVERY
-from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.numbers.allocator import keep_freed_memory
+from hkdpipe.trainer.settings.method_registry import methods
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher, save_teacher
@@ -44,8 +44,8 @@ CPU = torch.device("cpu")
 
 def training_steps(teacher: Teacher, archive: Archive, training: TrainingSettings) -> Iterator[None]:
     """One step of training each time."""
-    koopman = HkdOptions() if training.method == "hkd" else None
-    state = new_student(teacher, archive, training, koopman, CPU)
+    options = methods()[training.method].options()
+    state = new_student(teacher, archive, training, options, CPU)
     state.model.train()
     loop = LoopSettings(
         budget=training.budget,
@@ -60,7 +60,9 @@ def training_steps(teacher: Teacher, archive: Archive, training: TrainingSetting
         return state.model.loss(module, batch.to(CPU), Lesson(training, progress=progress))
 
     with closing(Reader(archive, training, print)) as reader:
-        for pieces in prefetched(lambda start, stop: read_batch(reader, start, stop), 0, loop, World()):
+        for pieces in prefetched(
+            lambda start, stop: read_batch(reader, state.model, start, stop), 0, loop, World()
+        ):
             step(state, pieces, loss, loop, state.seen / loop.budget, World())
             yield
 

@@ -137,7 +137,7 @@ def test_all_stages_take_a_family_that_nothing_else_knows(
         student = load_model(run / "export")
         assert student.arch == teacher.arch
         noise = torch.randn(2, 1, 8, 8)
-        begun = type(student).from_teacher(teacher.network, student.settings)
+        begun = type(student).from_teacher(teacher.network, student.options)
         assert not torch.equal(student.sample(noise), begun.sample(noise))
         metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
         assert metrics["model"]["architecture"]["family"] == "toy"

@@ -76,9 +76,9 @@ def register(method: Method) -> Method:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by their names, those that ship first."""
+    """All methods by their names, in the order of these, whichever was imported first."""
     discover("hkdpipe.trainer.methods")
-    return dict(_METHODS)
+    return dict(sorted(_METHODS.items()))
 
 
 def descriptions() -> dict[str, str]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hkdpipe.manifests.ground.errors import UsageError
-from hkdpipe.pipeline.options import FOLDER, command_line, json_option, one_process_only, quiet_option
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
-
-if TYPE_CHECKING:
-    from hkdpipe.stages.shared.reporting import Summary
+from hkdpipe.pipeline.options import FOLDER, command_line, session_options
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
+from hkdpipe.stages.shared.reporting import Summary
 
 
 @click.command("convert", short_help="Write an archive in the other form, or pairs as an archive.")
@@ -28,9 +24,8 @@ if TYPE_CHECKING:
     metavar="TEACHER",
     help="What the pairs were sampled with, where SOURCE is a folder of pairs.",
 )
-@quiet_option
-@json_option
-def command(source: Path, out: Path, form: str, teacher: str | None, quiet: bool, as_json: bool) -> None:
+@session_options
+def command(source: Path, out: Path, form: str, teacher: str | None, session: Session) -> None:
     """Write the archive SOURCE as the archive OUT in another form, losslessly; or a folder of .npz files,
     each with start and end of a trajectory, as in KDM's data sets, as an archive of these two states.
 
@@ -40,8 +35,8 @@ def command(source: Path, out: Path, form: str, teacher: str | None, quiet: bool
 
     The same command again goes on with what is missing.
     """
-    one_process_only("convert")
-    with working("cpu", quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.generation.convert import convert
         from hkdpipe.stages.generation.kdm_pairs import holds_pairs, import_pairs
 
@@ -51,15 +46,10 @@ def command(source: Path, out: Path, form: str, teacher: str | None, quiet: bool
             raise UsageError(
                 f"--teacher: {needed} a folder of pairs (.npz), which {source} is{'' if pairs else ' not'}"
             )
+        if teacher is not None:
+            return import_pairs(source, out, form, teacher, reporter=work.reporter, stop=work.stop)
+        return convert(source, out, form, reporter=work.reporter, stop=work.stop)
 
-        def call() -> Summary:
-            if teacher is not None:
-                return import_pairs(source, out, form, teacher, reporter=work.reporter, stop=work.stop)
-            return convert(source, out, form, reporter=work.reporter, stop=work.stop)
-
-        summary = work.perform("convert", out, None, call)
-        if not summary.data["missing"]:
-            inputs = ("--archive", out, "--teacher", teacher or summary.data["teacher"])
-            train = command_line("train", *inputs, "--out", "TRAINING")
-            summary = replace(summary, next_commands=(train,))
-        report(summary, quiet, as_json)
+    summary = session.perform("convert", out, call)
+    inputs = ("--archive", out, "--teacher", teacher or summary.data["teacher"], "--out", "TRAINING")
+    session.report(summary, *([] if summary.data["missing"] else [command_line("train", *inputs)]))

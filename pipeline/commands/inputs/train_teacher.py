@@ -6,19 +6,17 @@ import dataclasses
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hkdpipe.manifests.ground.sections import accepted, parse_section
 from hkdpipe.pipeline.configuration.config import toml_value
-from hkdpipe.pipeline.options import FOLDER, one_process_only, work_options
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.options import FOLDER, command_line, work_options
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
+from hkdpipe.stages.shared.reporting import Summary
 from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
-
-if TYPE_CHECKING:
-    from hkdpipe.stages.shared.reporting import Summary
 
 _FIELDS = dataclasses.fields(TeacherTrainingSettings)
 _HINTS = typing.get_type_hints(TeacherTrainingSettings)
@@ -66,9 +64,7 @@ def parse_settings(given: dict[str, str | bool | None]) -> TeacherTrainingSettin
 )
 @_setting_options
 @work_options
-def command(
-    data: str, out: Path, device: str, quiet: bool, as_json: bool, **given: str | bool | None
-) -> None:
+def command(data: str, out: Path, session: Session, **given: str | bool | None) -> None:
     """Train an EDM teacher on a set of pictures.
 
     \b
@@ -76,16 +72,13 @@ def command(
       hkdpipe train-teacher --data my-images --conditional --out teacher
       hkdpipe generate-trajectories --teacher teacher/export --out archive --set generation.count=10000
     """
-    one_process_only("train-teacher")
     settings = parse_settings(given)
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.teachers.train_teacher import train_teacher
 
-        def call() -> Summary:
-            summary = train_teacher(
-                data, out, settings, device=work.device, reporter=work.reporter, stop=work.stop
-            )
-            following = f"hkdpipe generate-trajectories --teacher {out / 'export'} --out ARCHIVE"
-            return dataclasses.replace(summary, next_commands=(following,))
+        return train_teacher(data, out, settings, **work.how)
 
-        report(work.perform("train-teacher", out, None, call), quiet, as_json)
+    summary = session.perform("train-teacher", out, call)
+    inputs = ("--teacher", out / "export", "--out", "ARCHIVE")
+    session.report(summary, command_line("generate-trajectories", *inputs))

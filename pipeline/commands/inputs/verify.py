@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hkdpipe.manifests.ground.errors import InputError, UsageError
-from hkdpipe.pipeline.options import FOLDER, command_line, one_process_only, work_options
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.options import FOLDER, command_line, work_options
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
+from hkdpipe.stages.shared.reporting import Summary
 
 if TYPE_CHECKING:
     from hkdpipe.stages.generation.check_archive import Depth
-    from hkdpipe.stages.shared.reporting import Summary
 
 
 @click.command("verify", short_help="Check an archive, and repair it.")
@@ -31,9 +30,7 @@ def command(
     deep: bool,
     repair: bool,
     teacher: str | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Check the archive ARCHIVE against its manifest: by default, the SHA-256 of every shard.
 
@@ -44,24 +41,19 @@ def command(
 
     Exit code 3 if something is wrong and was not repaired.
     """
-    one_process_only("verify")
     if fast and deep:
         raise UsageError("--fast and --deep: give one of them")
     if not archive.is_dir():
         raise InputError(f"{archive}: no such archive")
     depth: Depth = "fast" if fast else "deep" if deep else "checksums"
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.generation.check_archive import verify
 
-        def call() -> Summary:
-            return verify(
-                archive, depth, repair, teacher, device=work.device, reporter=work.reporter, stop=work.stop
-            )
+        return verify(archive, depth, repair, teacher, **work.how)
 
-        summary = work.perform("verify", archive, None, call)
-        damaged = summary.data["state"] == "damaged"
-        if damaged:
-            summary = replace(summary, next_commands=(command_line("verify", archive, "--repair"),))
-        report(summary, quiet, as_json)
+    summary = session.perform("verify", archive, call)
+    damaged = summary.data["state"] == "damaged"
+    session.report(summary, *([command_line("verify", archive, "--repair")] if damaged else []))
     if damaged:
         click.get_current_context().exit(3)

@@ -8,16 +8,15 @@ import click
 
 from hkdpipe.pipeline.cluster import slurm
 from hkdpipe.pipeline.configuration.run_directory import RunDir
-from hkdpipe.pipeline.options import FOLDER, json_option, next_command, quiet_option
-from hkdpipe.pipeline.progress import report
+from hkdpipe.pipeline.options import FOLDER, next_command, session_options
+from hkdpipe.pipeline.session import Session
 from hkdpipe.stages.shared.reporting import Summary
 
 
 @click.command("cancel", short_help="Cancel a run's SLURM jobs.")
 @click.option("--run-dir", type=FOLDER, metavar="DIR", required=True, help="Run directory.")
-@quiet_option
-@json_option
-def command(run_dir: Path, quiet: bool, as_json: bool) -> None:
+@session_options
+def command(run_dir: Path, session: Session) -> None:
     """Cancel the jobs of a run that are waiting or running; what they have done is kept.
 
     \b
@@ -34,8 +33,7 @@ def command(run_dir: Path, quiet: bool, as_json: bool) -> None:
         title="cancel",
         header=("stage", "", "job"),
         rows=tuple((job.stage, "cancelled", job.number) for job in live),
-        next_commands=(next_command("status", run),),
         data={"cancelled": [job.number for job in live]},
         did_nothing=not live,
     )
-    report(summary, quiet, as_json)
+    session.report(summary, next_command("status", run))

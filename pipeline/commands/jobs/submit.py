@@ -22,12 +22,11 @@ from hkdpipe.pipeline.options import (
     FOLDER,
     Given,
     configuration_options,
-    json_option,
     next_command,
     opened,
-    quiet_option,
+    session_options,
 )
-from hkdpipe.pipeline.progress import report
+from hkdpipe.pipeline.session import Session
 from hkdpipe.pipeline.stage_calls import check_stages_fit
 from hkdpipe.pipeline.wording import worded
 from hkdpipe.stages.shared.reporting import Summary
@@ -52,8 +51,7 @@ COMPLETE, QUEUED, MISSING, LEFT_OUT = "complete", "in the queue", "submitted", "
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes of training.")
 @click.option("--dry-run", is_flag=True, help="Print scripts and commands; write and submit nothing.")
 @configuration_options
-@quiet_option
-@json_option
+@session_options
 def command(
     given: Given,
     cluster_file: Path,
@@ -63,8 +61,7 @@ def command(
     time: str | None,
     nodes: int | None,
     dry_run: bool,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """The stages of a run as SLURM jobs, each of which begins when the one before has succeeded.
 
@@ -111,11 +108,10 @@ def command(
         title="submit",
         header=("stage", "", "job"),
         rows=tuple((stage, what, numbers.get(stage, "")) for stage, what in plan.items()),
-        next_commands=(next_command("status", run),),
         data={stage: {"state": what, "job": numbers.get(stage)} for stage, what in plan.items()},
         did_nothing=MISSING not in plan.values(),
     )
-    report(summary, quiet, as_json)
+    session.report(summary, next_command("status", run))
 
 
 def _stages(text: str | None) -> set[str]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.pipeline.configuration.run_directory import RunDir
-from hkdpipe.pipeline.options import FOLDER, command_line, one_process_only, place, seed_option, work_options
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.options import FOLDER, command_line, place, seed_option, work_options
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
+from hkdpipe.stages.shared.reporting import Summary
 
 if TYPE_CHECKING:
-    from hkdpipe.stages.shared.reporting import Summary
+    from hkdpipe.pipeline.stage_calls import Work
 
 
 @click.command("analyze", short_help="Spectra of a model, and what its bands do.")
@@ -47,9 +47,7 @@ def command(
     count: int,
     seed: int,
     bands: tuple[str, ...],
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Show what the Koopman operators of a generator are and do, with pictures and numbers.
 
@@ -61,23 +59,19 @@ def command(
       hkdpipe analyze --model runs/digits/export --out analysis
       hkdpipe analyze --model runs/digits/export --out analysis --band 0:0.1 --band 0.9:1
     """
-    one_process_only("analyze")
     run = RunDir(run_dir) if run_dir else None
     model = place("--model", model, run.export if run else None)
     if run is not None and out is not None:
         raise UsageError("--run-dir and --out: give one of them")
     out = place("--out", out, run.evaluation / "analysis" if run else None)
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.whitebox.analyze import analyze, shown_in_report
         from hkdpipe.trainer.whitebox.bands import THIRDS, parse_band
 
         chosen = [parse_band(text) for text in bands] or THIRDS
-        how: Any = {"device": work.device, "reporter": work.reporter, "stop": work.stop}
+        summary = analyze(model, out, count, seed, chosen, **work.how)
+        return shown_in_report(summary, out.parent) if run else summary
 
-        def call() -> Summary:
-            summary = analyze(model, out, count, seed, chosen, **how)
-            return shown_in_report(summary, out.parent) if run else summary
-
-        summary = work.perform("analyze", out, None, call)
-        following = command_line("interpolate", "--model", model, "--out", out / "interpolation")
-        report(replace(summary, next_commands=(following,)), quiet, as_json)
+    summary = session.perform("analyze", out, call)
+    session.report(summary, command_line("interpolate", "--model", model, "--out", out / "interpolation"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from hkdpipe.pipeline.options import (
     completion_options,
     image_option,
     model_option,
-    one_process_only,
     out_option,
     work_options,
 )
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
 from hkdpipe.stages.settings.completion_settings import CompletionSettings
+from hkdpipe.stages.shared.reporting import Summary
 
 
 @click.command("colorize", short_help="Make up the colours of pictures.")
@@ -35,9 +34,7 @@ def command(
     image: str,
     out: Path,
     class_number: int | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
     **settings: Any,
 ) -> None:
     """Make up the colours of grey pictures, several times; of coloured ones the luminance is used, and kept.
@@ -46,18 +43,14 @@ def command(
       hkdpipe colorize --model runs/digits-color/export --image digits-color:7 --out colorized
       hkdpipe colorize --model runs/digits-color/export --image my-digits --count 8 --out colorized
     """
-    one_process_only("colorize")
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.whitebox.completions import colorize
 
-        how: Any = {"device": work.device, "reporter": work.reporter, "stop": work.stop}
         wanted = CompletionSettings(**settings)
-        summary = work.perform(
-            "colorize",
-            out,
-            None,
-            lambda: colorize(model, image, out, wanted, class_number=class_number, **how),
-        )
-        again = ("--model", model, "--image", summary.data["first_picture"])
-        following = command_line("inpaint", *again, "--out", out / "inpainted")
-        report(replace(summary, next_commands=(following,)), quiet, as_json)
+        return colorize(model, image, out, wanted, class_number=class_number, **work.how)
+
+    summary = session.perform("colorize", out, call)
+    again = ("--model", model, "--image", summary.data["first_picture"])
+    following = command_line("inpaint", *again, "--out", out / "inpainted")
+    session.report(summary, following)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,12 +11,12 @@ from hkdpipe.pipeline.options import (
     command_line,
     image_option,
     model_option,
-    one_process_only,
     out_option,
     work_options,
 )
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
+from hkdpipe.stages.shared.reporting import Summary
 
 
 @click.command("edit", short_help="Mix a spectral band of a reference into an image.")
@@ -77,9 +75,7 @@ def command(
     all_bands: bool,
     teacher: str | None,
     class_number: int | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Mix a spectral band of a reference into an image, inside a mask, by several ratios.
 
@@ -88,20 +84,15 @@ def command(
       hkdpipe edit --model runs/digits/export --image digits:7 --reference digits:8 --teacher digits \\
           --band largest --mask all --out edited
     """
-    one_process_only("edit")
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.whitebox.edit import Edit, edit
         from hkdpipe.trainer.whitebox.bands import parse_band
 
-        how: Any = {"device": work.device, "reporter": work.reporter, "stop": work.stop}
         wanted = Edit(ratios, parse_band(band), mask, time, all_bands)
-        summary = work.perform(
-            "edit",
-            out,
-            None,
-            lambda: edit(
-                model, image, reference, out, wanted, teacher=teacher, class_number=class_number, **how
-            ),
-        )
-        following = command_line("inpaint", "--model", model, "--image", image, "--out", out / "inpainted")
-        report(replace(summary, next_commands=(following,)), quiet, as_json)
+        how = {"teacher": teacher, "class_number": class_number, **work.how}
+        return edit(model, image, reference, out, wanted, **how)
+
+    summary = session.perform("edit", out, call)
+    following = command_line("inpaint", "--model", model, "--image", image, "--out", out / "inpainted")
+    session.report(summary, following)

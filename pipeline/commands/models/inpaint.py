@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from hkdpipe.pipeline.options import (
     completion_options,
     image_option,
     model_option,
-    one_process_only,
     out_option,
     work_options,
 )
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
 from hkdpipe.stages.settings.completion_settings import CompletionSettings
+from hkdpipe.stages.shared.reporting import Summary
 
 
 @click.command("inpaint", short_help="Make up what a mask hides of pictures.")
@@ -44,9 +43,7 @@ def command(
     mask: str,
     out: Path,
     class_number: int | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
     **settings: Any,
 ) -> None:
     """Make up what a mask hides of pictures, several times; the other pixels are kept exactly.
@@ -55,18 +52,14 @@ def command(
       hkdpipe inpaint --model runs/digits/export --image digits:7 --out inpainted
       hkdpipe inpaint --model runs/digits/export --image my-digits --mask center --count 8 --out inpainted
     """
-    one_process_only("inpaint")
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.whitebox.completions import inpaint
 
-        how: Any = {"device": work.device, "reporter": work.reporter, "stop": work.stop}
         wanted = CompletionSettings(**settings)
-        summary = work.perform(
-            "inpaint",
-            out,
-            None,
-            lambda: inpaint(model, image, mask, out, wanted, class_number=class_number, **how),
-        )
-        again = ("--model", model, "--image", summary.data["first_picture"], "--reference", "IMAGE")
-        following = command_line("edit", *again, "--out", out / "edited")
-        report(replace(summary, next_commands=(following,)), quiet, as_json)
+        return inpaint(model, image, mask, out, wanted, class_number=class_number, **work.how)
+
+    summary = session.perform("inpaint", out, call)
+    again = ("--model", model, "--image", summary.data["first_picture"], "--reference", "IMAGE")
+    following = command_line("edit", *again, "--out", out / "edited")
+    session.report(summary, following)

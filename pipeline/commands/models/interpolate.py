@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +12,15 @@ from hkdpipe.pipeline.options import (
     command_line,
     folder_or_url,
     model_option,
-    one_process_only,
     seed_option,
     work_options,
 )
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
+from hkdpipe.stages.shared.reporting import Summary
+
+if TYPE_CHECKING:
+    from hkdpipe.pipeline.stage_calls import Work
 
 PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7))
 
@@ -53,9 +55,7 @@ def command(
     seed: int,
     archive: Path | str | None,
     time: float | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Go from one image to another: spherically between their noises, linearly between their latents.
 
@@ -63,16 +63,15 @@ def command(
       hkdpipe interpolate --model runs/digits/export --between 0 1 --out between
       hkdpipe interpolate --model runs/digits/export --archive runs/digits/trajectories --time 1 --out between
     """
-    one_process_only("interpolate")
-    with working(device, quiet) as work:
+    chosen = pairs or PAIRS
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.whitebox.trajectory import interpolate
 
         how: Any = {"archive": archive, "time": time, "device": work.device, "stop": work.stop}
-        chosen = pairs or PAIRS
-        summary = work.perform(
-            "interpolate", out, None, lambda: interpolate(model, out, chosen, seed, steps, **how)
-        )
-        source = ("--archive", archive) if archive is not None else ("--seed", seed)
-        more = ("--between", *chosen[0], "--steps", 2 * steps, "--out", out)
-        following = command_line("interpolate", "--model", model, *source, *more)
-        report(replace(summary, next_commands=(following,)), quiet, as_json)
+        return interpolate(model, out, chosen, seed, steps, **how)
+
+    summary = session.perform("interpolate", out, call)
+    source = ("--archive", archive) if archive is not None else ("--seed", seed)
+    more = ("--between", *chosen[0], "--steps", 2 * steps, "--out", out)
+    session.report(summary, command_line("interpolate", "--model", model, *source, *more))

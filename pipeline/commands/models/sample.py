@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hkdpipe.manifests.ground.errors import UsageError
-from hkdpipe.pipeline.options import FOLDER, one_process_only, seed_option, work_options
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.options import FOLDER, seed_option, work_options
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
 from hkdpipe.stages.settings.teacher_sampling import TeacherSampling
+from hkdpipe.stages.shared.reporting import Summary
 
 if TYPE_CHECKING:
-    from hkdpipe.stages.shared.reporting import Summary
+    from hkdpipe.pipeline.stage_calls import Work
 
 
 class _Number(click.FloatRange):
@@ -80,9 +81,7 @@ def command(
     count: int,
     seed: int,
     class_number: int | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
     steps: int | None,
     **sampling: Any,
 ) -> None:
@@ -97,7 +96,6 @@ def command(
       hkdpipe sample --teacher my-teacher --steps 256 --churn 40 --s-min 0.05 --s-max 50 --s-noise 1.003 \\
           --out samples
     """
-    one_process_only("sample")
     given = {name: value for name, value in sampling.items() if value is not None}
     if (model is None) == (teacher is None):
         raise UsageError("--model or --teacher: give one of them")
@@ -108,24 +106,18 @@ def command(
     if not given.get("churn"):
         for name in sorted({"s_min", "s_max", "s_noise"} & set(given)):
             raise UsageError(f"{_option(name)}: accepted with --churn above 0 only")
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.sampling.sample import sample, sample_teacher
 
-        how: Any = {
-            "class_number": class_number,
-            "device": work.device,
-            "reporter": work.reporter,
-            "stop": work.stop,
-        }
+        how: Any = {"class_number": class_number, **work.how}
+        if model is not None:
+            return sample(model, out, count, seed, steps=steps or 1, **how)
+        assert teacher is not None
+        of_teacher = TeacherSampling(**given) if steps is None else TeacherSampling(steps, **given)
+        return sample_teacher(teacher, out, count, seed, of_teacher, **how)
 
-        def call() -> Summary:
-            if model is not None:
-                return sample(model, out, count, seed, steps=steps or 1, **how)
-            assert teacher is not None
-            of_teacher = TeacherSampling(**given) if steps is None else TeacherSampling(steps, **given)
-            return sample_teacher(teacher, out, count, seed, of_teacher, **how)
-
-        report(work.perform("sample", out, None, call), quiet, as_json)
+    session.report(session.perform("sample", out, call))
 
 
 def _option(name: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +12,15 @@ from hkdpipe.pipeline.options import (
     FOLDER,
     command_line,
     folder_or_url,
-    one_process_only,
     place,
     work_options,
 )
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.session import Session
+from hkdpipe.pipeline.stage_calls import Work
+from hkdpipe.stages.shared.reporting import Summary
+
+if TYPE_CHECKING:
+    from hkdpipe.pipeline.stage_calls import Work
 
 SHOWN = (0, 1, 2, 3)
 
@@ -42,9 +44,7 @@ def command(
     run_dir: Path | None,
     out: Path,
     indices: tuple[int, ...],
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Show the end as seen from every stored state, and the start's observables evolved part of the way.
 
@@ -54,15 +54,14 @@ def command(
       hkdpipe trajectory --run-dir runs/digits --out trajectory
       hkdpipe trajectory --model runs/digits/export --archive archive --index 7 --out trajectory
     """
-    one_process_only("trajectory")
     run = RunDir(run_dir) if run_dir else None
     model = place("--model", model, run.export if run else None)
     states = place("--archive", archive, run.trajectories if run else None)
-    with working(device, quiet) as work:
+
+    def call(work: Work) -> Summary:
         from hkdpipe.stages.whitebox.trajectory import trajectory
 
-        how: Any = {"device": work.device, "stop": work.stop}
-        shown = indices or SHOWN
-        summary = work.perform("trajectory", out, None, lambda: trajectory(model, states, out, shown, **how))
-        following = command_line("analyze", "--model", model, "--out", out / "analysis")
-        report(replace(summary, next_commands=(following,)), quiet, as_json)
+        return trajectory(model, states, out, indices or SHOWN, device=work.device, stop=work.stop)
+
+    summary = session.perform("trajectory", out, call)
+    session.report(summary, command_line("analyze", "--model", model, "--out", out / "analysis"))

@@ -17,9 +17,10 @@ from hkdpipe.pipeline.configuration.comparison_plan import Comparison, Trial, re
 from hkdpipe.pipeline.configuration.config import dump, resolve, validate_run
 from hkdpipe.pipeline.configuration.run_directory import RunDir, changes, kind_of
 from hkdpipe.pipeline.configuration.run_record import read_record
-from hkdpipe.pipeline.options import FOLDER, folder_or_url, one_process_only, work_options
+from hkdpipe.pipeline.options import FOLDER, folder_or_url, work_options
 from hkdpipe.pipeline.progress import print_table
-from hkdpipe.pipeline.stage_calls import Work, working
+from hkdpipe.pipeline.session import Session, one_process_only
+from hkdpipe.pipeline.stage_calls import Work
 from hkdpipe.pipeline.wording import worded
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ def command(
     overrides: tuple[str, ...],
     out: Path,
     archive: Path | str | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Train methods and ablations on one archive, with equal budgets and seeds, and tabulate what they reach.
 
@@ -72,7 +71,7 @@ def command(
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out: {out} is not a folder")
     comparison = resolve_comparison(preset, file, overrides)
-    with working(device, quiet) as work:
+    with session.working() as work:
         planned = trials(comparison)
         _check(comparison, planned, out)
         place = archive or out / "trajectories"
@@ -98,10 +97,10 @@ def command(
                     continue
                 _write_tables(comparison, planned, out)
         lines = _write_tables(comparison, planned, out)
-    if as_json:
+    if session.as_json:
         counts = {"left_to_others": elsewhere, "failed": failed}
         print(json.dumps({"out": str(out), **counts, **_as_json(comparison, lines)}))
-    elif not quiet:
+    elif not session.quiet:
         for title, header, rows in _tables(comparison, lines):
             print_table(title, header, tuple(rows))
         print(f"wrote {out / 'comparison.md'}")

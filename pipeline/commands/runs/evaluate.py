@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,8 +18,8 @@ from hkdpipe.pipeline.options import (
     teacher_option,
     work_options,
 )
-from hkdpipe.pipeline.progress import first_process, report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.progress import first_process
+from hkdpipe.pipeline.session import Session
 
 
 @click.command("evaluate", short_help="Stage 3: measure and export it.")
@@ -52,9 +51,7 @@ def command(
     checkpoint: Path | None,
     out: Path | None,
     inception: str | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Stage 3: measure the generator against its teacher, and export it.
 
@@ -74,7 +71,7 @@ def command(
     if given.run_dir is None:
         place("--checkpoint", checkpoint, None)
         place("--archive", archive, None)
-    with opened(given, first=first_process()) as (run, config), working(device, quiet) as work:
+    with opened(given, first=first_process()) as (run, config), session.working() as work:
         folder = place("--out", out, run.evaluation if run else None)
         export = run.export if run else folder / "export"
         summary = stages.evaluate(
@@ -86,4 +83,4 @@ def command(
             work,
             run,
         )
-        report(replace(summary, next_commands=(stages.sampling_command(str(export)),)), quiet, as_json)
+        session.report(summary, stages.sampling_command(str(export)))

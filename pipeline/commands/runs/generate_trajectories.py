@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,8 +20,7 @@ from hkdpipe.pipeline.options import (
     work_options,
     worker_of,
 )
-from hkdpipe.pipeline.progress import report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.session import Session
 
 
 @click.command("generate-trajectories", short_help="Stage 1: an archive of trajectories.")
@@ -48,9 +46,7 @@ def command(
     form: str | None,
     worker: str | None,
     wait: bool,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Stage 1: an archive of the teacher's deterministic trajectories.
 
@@ -67,13 +63,11 @@ def command(
     one_of_many = worker_of(worker)
     one_of_run_dir_and_out(given, out)
     given = given.override("teacher.source", teacher).override("generation.format", form)
-    with opened(given, True, shared=one_of_many.count > 1) as (run, config), working(device, quiet) as work:
+    with opened(given, True, shared=one_of_many.count > 1) as (run, config), session.working() as work:
         archive = place("--out", out, run.trajectories if run else None)
         # One of several workers does not know how the stage as a whole began and ended.
         recorded_in = run if one_of_many.count == 1 else None
         summary = stages.generate(config, archive, work, recorded_in, one_of_many, wait)
-        if not summary.data["missing"]:
-            inputs = ("--archive", archive, "--teacher", config.teacher.source, "--out", "TRAINING")
-            train = next_command("train", run) if run else command_line("train", *inputs)
-            summary = replace(summary, next_commands=(train,))
-        report(summary, quiet, as_json)
+        inputs = ("--archive", archive, "--teacher", config.teacher.source, "--out", "TRAINING")
+        train = next_command("train", run) if run else command_line("train", *inputs)
+        session.report(summary, *([] if summary.data["missing"] else [train]))

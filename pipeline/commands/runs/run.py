@@ -16,12 +16,11 @@ from hkdpipe.pipeline.options import (
     Given,
     configuration_options,
     next_command,
-    one_process_only,
     opened,
     work_options,
 )
 from hkdpipe.pipeline.progress import print_summary, summary_data
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.session import Session, one_process_only
 
 if TYPE_CHECKING:
     from hkdpipe.stages.shared.reporting import Summary
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 @click.command("run", short_help="All three stages, skipping what is done.")
 @configuration_options
 @work_options
-def command(given: Given, device: str, quiet: bool, as_json: bool) -> None:
+def command(given: Given, session: Session) -> None:
     """All three stages in one run directory, skipping what is done.
 
     \b
@@ -45,12 +44,12 @@ def command(given: Given, device: str, quiet: bool, as_json: bool) -> None:
     validate_run(given.resolve())
 
     def show_step(summary: Summary) -> None:
-        if not (quiet or as_json or summary.did_nothing):
+        if not (session.quiet or session.as_json or summary.did_nothing):
             print_summary(replace(summary, next_commands=()))
 
     with opened(given, first=True) as (run, config):
         assert run is not None
-        with working(device, quiet) as work:
+        with session.working() as work:
             work.reporter.line(f"run directory: {run.path}")
             stages.check_stages_fit(config)
             generation = stages.generate(config, run.trajectories, work, run)
@@ -62,10 +61,10 @@ def command(given: Given, device: str, quiet: bool, as_json: bool) -> None:
             )
     summaries = {"generation": generation, "training": training, "evaluation": evaluation}
     did_nothing = all(summary.did_nothing for summary in summaries.values())
-    if as_json:
+    if session.as_json:
         data = {name: summary_data(summary) for name, summary in summaries.items()}
         print(json.dumps({"run_dir": str(run.path), "did_nothing": did_nothing, "stages": data}))
-    elif not quiet:
+    elif not session.quiet:
         if did_nothing:
             print(f"nothing to do: {run.path} is complete")
         print_summary(

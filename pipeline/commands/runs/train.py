@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,8 +20,8 @@ from hkdpipe.pipeline.options import (
     teacher_option,
     work_options,
 )
-from hkdpipe.pipeline.progress import first_process, report
-from hkdpipe.pipeline.stage_calls import working
+from hkdpipe.pipeline.progress import first_process
+from hkdpipe.pipeline.session import Session
 
 
 @click.command("train", short_help="Stage 2: train the generator.")
@@ -49,9 +48,7 @@ def command(
     out: Path | None,
     init_from: str | None,
     method: str | None,
-    device: str,
-    quiet: bool,
-    as_json: bool,
+    session: Session,
 ) -> None:
     """Stage 2: train the one-step generator on an archive.
 
@@ -70,7 +67,7 @@ def command(
         place("--archive", archive, None)
     given = given.override("teacher.source", teacher).override("training.method", method)
     given = given.override("training.init_from", init_from)
-    with opened(given, first=first_process()) as (run, config), working(device, quiet) as work:
+    with opened(given, first=first_process()) as (run, config), session.working() as work:
         archive = place("--archive", archive, run.trajectories if run else None)
         folder = place("--out", out, run.training if run else None)
         summary = stages.train(config, archive, folder, work, run)
@@ -79,4 +76,4 @@ def command(
             *("--teacher", config.teacher.source, "--out", "EVALUATION"),
         )
         following = next_command("evaluate", run) if run is not None else following
-        report(replace(summary, next_commands=(following,)), quiet, as_json)
+        session.report(summary, following)

@@ -80,7 +80,11 @@ def test_version(hkdpipe: Hkdpipe) -> None:
         ),
         ("sample --out x", 2, "--model or --teacher: give one of them"),
         ("sample --out x --model m --teacher t", 2, "--model or --teacher: give one of them"),
-        ("sample --out x --model m --steps 9", 2, "--steps: accepted with --teacher only, for its sampler"),
+        (
+            "sample --out x --model m --solver euler",
+            2,
+            "--solver: accepted with --teacher only, for its sampler",
+        ),
         (
             "sample --out x --model m --edm-seeds",
             2,
