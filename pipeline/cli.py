@@ -16,7 +16,7 @@ import click
 
 from hkdpipe.manifests.ground.errors import HkdpipeError, Interrupted
 from hkdpipe.manifests.ground.sections import nearest
-from hkdpipe.pipeline.wording import worded
+from hkdpipe.pipeline.error_wording import worded
 from hkdpipe.trainer.loop.world import launcher, told_rank
 
 COMMANDS = {

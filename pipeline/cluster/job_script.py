@@ -1,4 +1,4 @@
-"""The sbatch script of a stage, as text. It also runs when it is submitted by hand."""
+"""The sbatch script of a stage, as text: it requeues itself, and also runs when it is submitted by hand."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ The package hkdpipe itself is the roof: it may import any floor, and none import
 
 Within a floor, the rooms import one way: the graph of who imports from whom has no cycle. A file that lies in
 no room stands above the rooms of its floor. Nor do strings point upwards: the floors below the command line
-name none of its commands, options and keys; `pipeline/wording.py` puts those into what they say.
+name none of its commands, options and keys; `pipeline/error_wording.py` puts those into what they say.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hkdpipe.pipeline.cluster import slurm
+from hkdpipe.pipeline.cluster import job_control
 from hkdpipe.pipeline.configuration.run_directory import RunDir
 from hkdpipe.pipeline.options import FOLDER, next_command, session_options
 from hkdpipe.pipeline.session import Session
@@ -24,11 +24,11 @@ def command(run_dir: Path, session: Session) -> None:
     """
     run = RunDir(run_dir)
     run.check_exists()
-    jobs = slurm.read_jobs(run)
-    tasks = slurm.tasks(jobs)
-    live = [job for job in jobs if slurm.is_live(slurm.states_of(job, tasks))]
+    jobs = job_control.read_jobs(run)
+    tasks = job_control.tasks(jobs)
+    live = [job for job in jobs if job_control.is_live(job_control.states_of(job, tasks))]
     if live:
-        slurm.cancel(live)
+        job_control.cancel(live)
     summary = Summary(
         title="cancel",
         header=("stage", "", "job"),

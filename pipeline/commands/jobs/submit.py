@@ -12,11 +12,12 @@ import click
 from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
 from hkdpipe.manifests.ground.errors import HkdpipeError, InUseError, UsageError
 from hkdpipe.manifests.ground.sections import nearest
-from hkdpipe.pipeline.cluster import slurm
+from hkdpipe.pipeline.cluster import job_control
 from hkdpipe.pipeline.cluster.cluster_file import Cluster, read_cluster
 from hkdpipe.pipeline.cluster.job_script import COMMANDS, job_script, script_path
 from hkdpipe.pipeline.configuration.config import Config, resolve, validate_run
 from hkdpipe.pipeline.configuration.run_directory import RunDir, changes, check_change
+from hkdpipe.pipeline.error_wording import worded
 from hkdpipe.pipeline.explain import explain_cluster
 from hkdpipe.pipeline.options import (
     FOLDER,
@@ -28,7 +29,6 @@ from hkdpipe.pipeline.options import (
 )
 from hkdpipe.pipeline.session import Session
 from hkdpipe.pipeline.stage_calls import check_stages_fit
-from hkdpipe.pipeline.wording import worded
 from hkdpipe.stages.shared.reporting import Summary
 
 # What becomes of a stage.
@@ -83,9 +83,13 @@ def command(
     if "training" in chosen:
         _check_processes(config, cluster)
     run = RunDir(given.run_dir)
-    jobs = slurm.latest(slurm.read_jobs(run))
-    tasks = slurm.tasks(list(jobs.values()))
-    live = {stage: job.number for stage, job in jobs.items() if slurm.is_live(slurm.states_of(job, tasks))}
+    jobs = job_control.latest(job_control.read_jobs(run))
+    tasks = job_control.tasks(list(jobs.values()))
+    live = {
+        stage: job.number
+        for stage, job in jobs.items()
+        if job_control.is_live(job_control.states_of(job, tasks))
+    }
     _check_configuration(run, config, live)
     complete = {state.name for state in run.states(config) if state.state == "complete"}
     plan = _plan(chosen, complete, live, after)
@@ -177,10 +181,10 @@ def _plan(chosen: set[str], complete: set[str], live: Mapping[str, str], after: 
 
 
 def _check_predecessors(
-    run: RunDir, plan: Mapping[str, str], live: Mapping[str, str], tasks: Iterable[slurm.Task]
+    run: RunDir, plan: Mapping[str, str], live: Mapping[str, str], tasks: Iterable[job_control.Task]
 ) -> None:
     """Refuse to let a job wait for an array that goes on, but can no longer succeed as a whole."""
-    failed = {task.job for task in tasks if task.state in slurm.ENDED - {"COMPLETED"}}
+    failed = {task.job for task in tasks if task.state in job_control.ENDED - {"COMPLETED"}}
     for stage, number in live.items():
         if number in failed and MISSING in plan.values():
             raise InUseError(
@@ -221,7 +225,7 @@ def _print(
             print(f"# {stage}: {what}\n")
             continue
         print(f"# {script}\n{job_script(stage, run, cluster, Path.cwd())}")
-        print(f"# {shlex.join(slurm.submission(script, _after(stage, numbers, after)))}\n")
+        print(f"# {shlex.join(job_control.submission(script, _after(stage, numbers, after)))}\n")
         numbers[stage] = f"JOB-OF-{stage.upper()}"
 
 
@@ -234,11 +238,11 @@ def _submit(
         script = script_path(run, stage)
         write_atomic(script, job_script(stage, run, cluster, Path.cwd()).encode())
         try:
-            numbers[stage] = slurm.submit(script, _after(stage, numbers, after))
+            numbers[stage] = job_control.submit(script, _after(stage, numbers, after))
         except HkdpipeError as error:
             raise HkdpipeError(f"{stage}: not submitted: {error}") from None
         try:
-            slurm.record_job(run, stage, numbers[stage])
+            job_control.record_job(run, stage, numbers[stage])
         except OSError as error:
             raise HkdpipeError(
                 f"{stage}: submitted as job {numbers[stage]}, which could not be noted in {run.slurm} "

@@ -17,11 +17,11 @@ from hkdpipe.pipeline.configuration.comparison_plan import Comparison, Trial, re
 from hkdpipe.pipeline.configuration.config import dump, resolve, validate_run
 from hkdpipe.pipeline.configuration.run_directory import RunDir, changes, kind_of
 from hkdpipe.pipeline.configuration.run_record import read_record
+from hkdpipe.pipeline.error_wording import worded
 from hkdpipe.pipeline.options import FOLDER, folder_or_url, work_options
 from hkdpipe.pipeline.progress import print_table
 from hkdpipe.pipeline.session import Session, one_process_only
 from hkdpipe.pipeline.stage_calls import Work
-from hkdpipe.pipeline.wording import worded
 
 if TYPE_CHECKING:
     from hkdpipe.stages.reports.comparison_tables import Line

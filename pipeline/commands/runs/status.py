@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from hkdpipe.manifests.ground.errors import HkdpipeError
-from hkdpipe.pipeline.cluster import slurm
+from hkdpipe.pipeline.cluster import job_control
 from hkdpipe.pipeline.configuration.config import resolve
 from hkdpipe.pipeline.configuration.run_directory import RunDir
 from hkdpipe.pipeline.configuration.run_record import read_record
@@ -71,24 +71,24 @@ def command(run_dir: Path, as_json: bool) -> None:
 
 def _jobs(run: RunDir) -> list[dict[str, Any]]:
     """The newest job of each stage: what the queue says of it, and the last line of its log."""
-    jobs = list(slurm.latest(slurm.read_jobs(run)).values())
+    jobs = list(job_control.latest(job_control.read_jobs(run)).values())
     try:
-        tasks = slurm.tasks(jobs)
+        tasks = job_control.tasks(jobs)
     except HkdpipeError as error:
         click.echo(f"{error}; the states of jobs are unknown", err=True)
         tasks = []
     found = []
     for job in jobs:
-        states = slurm.states_of(job, tasks)
+        states = job_control.states_of(job, tasks)
         details = {task.nodes or task.reason for task in tasks if task.job == job.number} - {"None", ""}
         found.append(
             {
                 "stage": job.stage,
                 "job": job.number,
                 "states": dict(states),
-                "live": slurm.is_live(states),
+                "live": job_control.is_live(states),
                 "detail": ", ".join(sorted(details)),
-                "log": slurm.last_line(run, job),
+                "log": job_control.last_line(run, job),
             }
         )
     return found

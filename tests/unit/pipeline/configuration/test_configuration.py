@@ -20,8 +20,8 @@ from hkdpipe.pipeline.configuration.config import (
     toml_value,
     validate_run,
 )
+from hkdpipe.pipeline.error_wording import worded
 from hkdpipe.pipeline.explain import describe, explain
-from hkdpipe.pipeline.wording import worded
 
 KEYS = [(name, field) for name, cls in sections().items() for field in dataclasses.fields(cls)]
 IDS = [f"{name}.{field.name}" for name, field in KEYS]

@@ -4,7 +4,7 @@ import click
 import pytest
 
 from hkdpipe.manifests.ground.errors import InputError, Name, Remedy, UsageError, WrongValue
-from hkdpipe.pipeline.wording import worded
+from hkdpipe.pipeline.error_wording import worded
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 
 COMMAND = click.Command(
