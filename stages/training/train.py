@@ -125,6 +125,7 @@ def first_lesson(training: TrainingSettings, teacher: Teacher, device: torch.dev
         device,
         WEIGHTS.get(training.precision, torch.float32),
         training.perceptual_size,
+        training.pseudo_huber_c,
     )
     asked = "teacher" in methods()[training.method].learns_from
     return Lesson(training, distance, teacher=teacher.network if asked else None)

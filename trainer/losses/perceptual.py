@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,7 +28,6 @@ BACKBONES = {
 }
 SMALLEST_SIDE = {"vgg": 16, "alex": 31, "squeeze": 17}
 """Pixels: of a smaller image a backbone's poolings leave nothing."""
-HUBER = 0.03
 
 
 def perceptual_distance(
@@ -37,8 +37,9 @@ def perceptual_distance(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     size: int = 64,
+    huber: float = 0.03,
 ) -> Distance | None:
-    """The distance of that name, frozen; None for 'none'.
+    """The distance of that name, frozen (`huber`: c of "pseudo-huber"); None for 'none'.
 
     LPIPS computes in float32, its networks in the precision of autocast where there is one, of images whose
     smaller side is upsampled to at least `size`. Raises InputError where the backbone's local weights are
@@ -52,7 +53,7 @@ def perceptual_distance(
         classifier = load_classifier("digits-classifier-loss").to(device, dtype)
         return lambda a, b: normalised_difference(classifier.features(a), classifier.features(b))
     if name == "pseudo-huber":
-        return pseudo_huber
+        return functools.partial(pseudo_huber, c=huber)
     return _lpips(name, backbone_file(name, file), device, size)
 
 
@@ -83,9 +84,9 @@ def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return torch.stack(distances).sum(dim=0)
 
 
-def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
-    """sqrt(|a - b|^2 + c^2) - c, norms over a whole image, c = 0.03."""
-    return (difference(a, b).square().sum(dim=(1, 2, 3)) + HUBER**2).sqrt() - HUBER
+def pseudo_huber(a: Tensor, b: Tensor, c: float = 0.03) -> Tensor:
+    """sqrt(|a - b|^2 + c^2) - c, norms over a whole image."""
+    return (difference(a, b).square().sum(dim=(1, 2, 3)) + c**2).sqrt() - c
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ class TrainingSettings:
     budget: int = setting(1_000_000, "trajectories to see, over all processes", minimum=1, kind="growing")
     batch_size: int = setting(256, "trajectories in a step, over all processes", minimum=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0.0)
+    adam_betas: tuple[float, ...] = setting(
+        (0.9, 0.999), "Adam's decays of the gradient's mean and of its square's", minimum=0.0, maximum=1.0
+    )
     schedule: str = setting(
         "constant",
         "learning rate over the budget: constant (paper), or cosine decay to zero",
@@ -72,9 +75,10 @@ class TrainingSettings:
     perceptual: str = setting(
         "vgg",
         "perceptual part of the loss: LPIPS with the backbone named, 'digits': features of the shipped "
-        "digits classifier, 'pseudo-huber': sqrt(|a - b|^2 + 0.03^2) - 0.03, 'none': MSE alone",
+        "digits classifier, 'pseudo-huber': sqrt(|a - b|^2 + c^2) - c, 'none': MSE alone",
         choices=("vgg", "alex", "squeeze", "digits", "pseudo-huber", "none"),
     )
+    pseudo_huber_c: float = setting(0.03, "c of 'pseudo-huber', of whole images in [-1, 1]", above=0.0)
     perceptual_size: int = setting(
         64, "pixels: LPIPS compares images with a smaller side upsampled to it", minimum=1
     )
@@ -172,6 +176,11 @@ class TrainingSettings:
         if not self.ema:
             raise WrongValue(
                 Name("ema", type(self)), ": got []; accepted: at least one decay; 0 averages nothing"
+            )
+        if len(self.adam_betas) != 2 or max(self.adam_betas) == 1:
+            raise WrongValue(
+                Name("adam_betas", type(self)),
+                f": got {list(self.adam_betas)}; accepted: two numbers below 1",
             )
         if self.fd_images == 1:
             raise WrongValue(

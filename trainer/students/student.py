@@ -244,4 +244,4 @@ class Student(nn.Module):
 def adam(groups: list[dict[str, Any]], training: TrainingSettings) -> torch.optim.Optimizer:
     """Adam, which leaves weight decay beside the gradient, or in it."""
     kind = torch.optim.AdamW if training.weight_decay_form == "decoupled" else torch.optim.Adam
-    return kind(groups, fused=True)
+    return kind(groups, betas=(training.adam_betas[0], training.adam_betas[1]), fused=True)

@@ -29,8 +29,8 @@ IDS = [f"{name}.{field.name}" for name, field in KEYS]
 
 def other_value(field: dataclasses.Field[Any], hint: Any) -> Any:
     """An accepted value that is not the default."""
-    if field.name == "store_steps":
-        return (0, 7, 18)
+    if field.name in (lists := {"store_steps": (0, 7, 18), "adam_betas": (0.0, 0.99)}):
+        return lists[field.name]
     if choices := choices_of(field.metadata):
         others = [choice for choice in choices if choice != field.default]
         if isinstance(field.default, tuple):
@@ -131,6 +131,7 @@ def test_toml_values(text: str, value: Any) -> None:
             f'training.budget: got "{"[" * 5000}"; accepted: an integer, at least 1',
         ),
         ("evaluation.bootstrap=1", "evaluation.bootstrap: got 1; accepted: 0, or at least 2"),
+        ("training.adam_betas=[0.9]", "training.adam_betas: got [0.9]; accepted: two numbers below 1"),
         ("training.ema=[]", "training.ema: got []; accepted: at least one decay; 0 averages nothing"),
         (
             "training.fd_images=1",
