@@ -7,6 +7,8 @@ import importlib
 import importlib.metadata
 import pkgutil
 
+from hkdpipe.manifests.ground.errors import UsageError, first_line
+
 PLUGINS = "hkdpipe.plugins"
 """Entry points of installed packages: modules that register what they add when they are imported."""
 
@@ -22,4 +24,7 @@ def discover(package: str) -> None:
 @functools.cache
 def _import_plugins() -> None:
     for plugin in importlib.metadata.entry_points(group=PLUGINS):
-        plugin.load()
+        try:
+            plugin.load()
+        except Exception as error:  # whatever somebody else's module raises
+            raise UsageError(f"plug-in '{plugin.value}': cannot be imported ({first_line(error)})") from error
