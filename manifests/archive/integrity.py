@@ -13,14 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hkdpipe.manifests.archive.contents import (
-    fits,
-    manifest_values,
-    planned,
-    read_manifest,
-    record_path,
-    wrong_metadata,
-)
+from hkdpipe.manifests.archive import contents
 from hkdpipe.manifests.archive.writer import write_metadata
 from hkdpipe.manifests.ground.atomic_files import json_bytes, make_folders, read_json, sha256_file, write_json
 from hkdpipe.manifests.ground.errors import InputError
@@ -54,11 +47,11 @@ def trusted_plan(root: Path) -> Findings:
     manifest: tuple[Plan, list[ShardRecord]] | None = None
     plan: Plan | None = None
     try:
-        manifest = read_manifest(root)
+        manifest = contents.read_manifest(root)
     except InputError as error:
         lines.append(str(error))
     try:
-        plan = planned(root)
+        plan = contents.planned(root)
     except InputError as error:
         lines.append(str(error))
     if manifest is not None and plan is not None and plan != manifest[0]:
@@ -71,7 +64,7 @@ def trusted_plan(root: Path) -> Findings:
     if plan is not None:
         _check_written(root / "plan.json", plan.to_json(), lines)
     if manifest is not None:
-        _check_written(root / "manifest.json", manifest_values(*manifest), lines)
+        _check_written(root / "manifest.json", contents.manifest_values(*manifest), lines)
         return Findings(manifest[0], {record.index: record for record in manifest[1]}, lines)
     if plan is None:
         raise InputError(f"{lines[-1]}; nothing says what the archive was to hold")
@@ -87,7 +80,7 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
     plan, lines = findings.plan, findings.lines
     strangers, from_manifest = 0, bool(findings.records)
     for k in range(plan.shards):
-        path = record_path(root, k)
+        path = contents.record_path(root, k)
         record: ShardRecord | None = None
         try:
             record = ShardRecord.from_json(read_json(path), path)
@@ -100,7 +93,7 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
                 lines.append(f"{path}: not the manifest's record of shard {k}")
             else:
                 _check_written(path, record.to_json(), lines)
-            if not from_manifest and fits(plan, k, record):
+            if not from_manifest and contents.fits(plan, k, record):
                 findings.records[k] = record
         if fault := _fault(root, k, findings, checksums):
             findings.shards[k] = fault
@@ -110,7 +103,7 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
             f"{root / 'plan.json'}: not the plan that {strangers} of the records were made under; "
             "put the right one back, or generate into a new folder"
         )
-    lines += [f"{root / name}: missing or changed" for name in wrong_metadata(root, plan)]
+    lines += [f"{root / name}: missing or changed" for name in contents.wrong_metadata(root, plan)]
     findings.unfinished = findings.unfinished and len(lines) == 1
 
 
@@ -122,7 +115,7 @@ def restore(root: Path, findings: Findings) -> None:
     make_folders(root / "records")
     write_json(root / "plan.json", findings.plan.to_json())
     for k in range(findings.plan.shards):
-        path = record_path(root, k)
+        path = contents.record_path(root, k)
         if k in findings.shards:
             path.unlink(missing_ok=True)
         else:
@@ -134,9 +127,9 @@ def _fitting(root: Path, plan: Plan) -> int:
     """How many records are those of a plan's shards."""
     fitting = 0
     for k in range(plan.shards):
-        path = record_path(root, k)
+        path = contents.record_path(root, k)
         with contextlib.suppress(InputError):
-            fitting += fits(plan, k, ShardRecord.from_json(read_json(path), path))
+            fitting += contents.fits(plan, k, ShardRecord.from_json(read_json(path), path))
     return fitting
 
 

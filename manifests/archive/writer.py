@@ -13,17 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hkdpipe.manifests.archive.contents import (
-    FORMS,
-    manifest_values,
-    metadata,
-    missing_shards,
-    planned,
-    record_path,
-    shard_files,
-    valid_record,
-    wrong_metadata,
-)
+from hkdpipe.manifests.archive import contents
 from hkdpipe.manifests.forms.codecs import pack
 from hkdpipe.manifests.forms.residual_encoding import storable
 from hkdpipe.manifests.ground.atomic_files import (
@@ -47,18 +37,18 @@ def begin(root: Path, plan: Plan) -> None:
     removed. UsageError, naming the first key that differs, for another plan; InputError for an archive of
     which only what readers need is left.
     """
-    for name in ("plan.json", "manifest.json", *metadata(plan)):
+    for name in ("plan.json", "manifest.json", *contents.metadata(plan)):
         remove_temporaries((root / name).parent, Path(name).name)
     path, manifest = root / "plan.json", root / "manifest.json"
     if manifest.exists() and not path.exists():
         # Somebody may have copied what readers need and no more: nothing of it is to be made again.
         repair = Remedy("a repair", {"archive": root})
         raise InputError(f"{root}: has a manifest but no plan.json; ", repair, " puts it back")
-    previous = planned(root) if path.exists() else None
+    previous = contents.planned(root) if path.exists() else None
     if previous is not None:
         _check_continues(root, previous, plan)
     make_folders(root / "records")
-    if manifest.exists() and missing_shards(root, plan):
+    if manifest.exists() and contents.missing_shards(root, plan):
         _unlink(manifest)
     # What is merely said of the teacher stays as it was first said.
     if previous is None or plan.count > previous.count:
@@ -68,7 +58,7 @@ def begin(root: Path, plan: Plan) -> None:
 
 def write_metadata(root: Path, plan: Plan) -> None:
     """Put in place, or right, what the archive's form needs beside shards and manifest."""
-    for name, data in wrong_metadata(root, plan).items():
+    for name, data in contents.wrong_metadata(root, plan).items():
         _write(root, name, [data])
 
 
@@ -119,11 +109,11 @@ def write_payloads(
         if not owned():
             raise InUseError(f"{root}: shard {k} was taken over by another process, and is left to it")
 
-    form = FORMS[plan.form]
-    record_file = record_path(root, k)
+    form = contents.FORMS[plan.form]
+    record_file = contents.record_path(root, k)
     pieces, labels = form.encode_shard(plan, k, payloads)
     check_owned()
-    for path in (record_file, *(root / name for name in shard_files(plan, k))):
+    for path in (record_file, *(root / name for name in contents.shard_files(plan, k))):
         remove_temporaries(path.parent, path.name)
     # A record must never stand beside a file that it was not made from.
     _unlink(record_file)
@@ -152,11 +142,12 @@ def finish(root: Path, plan: Plan) -> Path:
     """
     records = []
     for k in range(plan.shards):
-        record = valid_record(root, plan, k)
+        record = contents.valid_record(root, plan, k)
         if record is None:
-            raise InputError(f"{root}: shard {k} ({FORMS[plan.form].shard_file(k)}) is missing or incomplete")
+            file = contents.FORMS[plan.form].shard_file(k)
+            raise InputError(f"{root}: shard {k} ({file}) is missing or incomplete")
         records.append(record)
-    write_json(root / "manifest.json", manifest_values(plan, records))
+    write_json(root / "manifest.json", contents.manifest_values(plan, records))
     return root / "manifest.json"
 
 

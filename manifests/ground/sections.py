@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -40,16 +41,12 @@ def setting(
     `choices` that others register are given as a function, asked when a value is checked. `single`: a list
     of one may be given as its item.
     """
-    metadata = {
-        "doc": doc,
-        "choices": choices,
-        "minimum": minimum,
-        "maximum": maximum,
-        "above": above,
-        "single": single,
-        "kind": kind,
-    }
+    bounds = {"minimum": minimum, "above": above, "maximum": maximum}
+    metadata = {"doc": doc, "choices": choices, **bounds, "single": single, "kind": kind}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+operational = functools.partial(setting, kind="operational")
 
 
 def parse_section(cls: type[Section], values: Mapping[str, Any], section: str) -> Section:

@@ -14,13 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hkdpipe.manifests.ground.atomic_files import (
-    atomic_folder,
-    read_json,
-    remove_folder,
-    sha256_file,
-    write_json,
-)
+from hkdpipe.manifests.ground import atomic_files
 from hkdpipe.manifests.ground.errors import InputError, first_line
 from hkdpipe.trainer.loop.loss_scale import LossScale
 from hkdpipe.trainer.teachers.teacher import read_weights
@@ -109,13 +103,13 @@ def save_checkpoint(
     """
     path = folder / f"step-{taken.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(path, check_owned) as temporary:
+    with atomic_files.atomic_folder(path, check_owned) as temporary:
         for name, weights in taken.weights.items():
             (temporary / name).write_bytes(save(weights))
         (temporary / OPTIMIZER).write_bytes(_pickled(taken.optimizer))
-        checksums = {name: sha256_file(temporary / name) for name in (*taken.weights, OPTIMIZER)}
+        checksums = {name: atomic_files.sha256_file(temporary / name) for name in (*taken.weights, OPTIMIZER)}
         position = {"step": taken.step, "seen": taken.seen, **taken.counts}
-        write_json(
+        atomic_files.write_json(
             temporary / "state.json", {"version": STATE_VERSION, **position, "sha256": checksums, **about}
         )
     found = checkpoints(folder)
@@ -123,7 +117,7 @@ def save_checkpoint(
     kept = {*found[max(0, here - keep) : here], best_checkpoint(found[:here])}
     for old in found:
         if old not in kept:
-            remove_folder(old)
+            atomic_files.remove_folder(old)
     return path
 
 
@@ -132,7 +126,7 @@ def best_checkpoint(paths: Sequence[Path]) -> Path | None:
     scores: dict[Path, float] = {}
     for path in paths:
         with contextlib.suppress(InputError):
-            score = read_json(path / "state.json").get("score")
+            score = atomic_files.read_json(path / "state.json").get("score")
             if isinstance(score, float):
                 scores[path] = score
     return min(scores, key=lambda path: scores[path], default=None)
@@ -145,7 +139,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def read_state(path: Path) -> dict[str, Any]:
     """A checkpoint's state.json after its files were checked. Raises InputError if one is damaged."""
-    state = read_json(path / "state.json")
+    state = atomic_files.read_json(path / "state.json")
     try:
         checksums, _, _ = state["sha256"], int(state["step"]), int(state["seen"])
         _, _ = map(int, state["skipped"])
@@ -155,7 +149,7 @@ def read_state(path: Path) -> dict[str, Any]:
     for name, checksum in expected.items():
         if not (path / name).is_file():
             raise InputError(f"{path / name}: missing")
-        if sha256_file(path / name) != checksum:
+        if atomic_files.sha256_file(path / name) != checksum:
             raise InputError(f"{path / name}: damaged (its checksum is not the recorded one)")
     return dict(state)
 

@@ -22,17 +22,9 @@ from torch import Tensor, nn
 
 from hkdpipe.manifests.archive.reading_order import rank_slice
 from hkdpipe.manifests.ground.errors import HkdpipeError, Interrupted, Remedy, UsageError, first_line
+from hkdpipe.trainer.loop import checkpoint
 from hkdpipe.trainer.loop.background import Background
-from hkdpipe.trainer.loop.checkpoint import (
-    STATE_VERSION,
-    Model,
-    TrainingState,
-    checkpoints,
-    newest_checkpoint,
-    restore,
-    save_checkpoint,
-    snapshot,
-)
+from hkdpipe.trainer.loop.checkpoint import Model, TrainingState
 from hkdpipe.trainer.loop.distributed import any_process, average_over_processes, barrier, copy_from_first
 from hkdpipe.trainer.loop.hooks import AverageWeights, Hook
 from hkdpipe.trainer.loop.loss_scale import LossScale
@@ -116,13 +108,14 @@ def resume(
 
     Raises UsageError where it is one of a training with another identity.
     """
-    found = newest_checkpoint(folder, warn)
+    found = checkpoint.newest_checkpoint(folder, warn)
     if found is None:
         return None
     if found[1].get("identity") != identity:
-        older = ", or begun by an older version" if found[1].get("version") != STATE_VERSION else ""
+        same = found[1].get("version") == checkpoint.STATE_VERSION
+        older = "" if same else ", or begun by an older version"
         raise UsageError(f"{found[0]}: of a training with other settings{older}; choose another folder")
-    restore(found[0], state, found[1])
+    checkpoint.restore(found[0], state, found[1])
     return found[1]
 
 
@@ -162,7 +155,7 @@ def fit(
                 writer.wait()
                 raise HkdpipeError(
                     f"loss or gradient were not finite in the last {in_a_row} steps, up to {state.seen:,} "
-                    f"samples; the last good checkpoint is {checkpoints(folder)[-1]}"
+                    f"samples; the last good checkpoint is {checkpoint.checkpoints(folder)[-1]}"
                 )
 
         def save(scored: bool = True) -> None:
@@ -172,8 +165,8 @@ def fit(
                 score = callbacks.score(state) if scored and state.step else None
                 good = score is not None and math.isfinite(score)
                 told = {**about, "score": score} if good else about
-                keep, check = settings.keep_checkpoints, callbacks.check_owned
-                writer.start(save_checkpoint, folder, snapshot(state), told, keep, check)
+                taken, keep = checkpoint.snapshot(state), settings.keep_checkpoints
+                writer.start(checkpoint.save_checkpoint, folder, taken, told, keep, callbacks.check_owned)
             saved_at, saved_when = state.seen, time.monotonic()
 
         if state.step:

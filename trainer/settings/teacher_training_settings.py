@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hkdpipe.manifests.ground.sections import MAX_SEED, setting
+from hkdpipe.manifests.ground.sections import MAX_SEED, operational, setting
 
 
 @dataclass(frozen=True)
@@ -23,4 +23,4 @@ class TeacherTrainingSettings:
     noise_std: float = setting(1.2, "standard deviation of the noise's ln sigma: EDM's P_std", above=0.0)
     ema: float = setting(0.998, "decay per step of the averaged weights", minimum=0.0, maximum=1.0)
     seed: int = setting(0, "seed of the weights, the order and the noise", minimum=0, maximum=MAX_SEED)
-    checkpoint_every: int = setting(500, "steps between checkpoints", minimum=1, kind="operational")
+    checkpoint_every: int = operational(500, "steps between checkpoints", minimum=1)

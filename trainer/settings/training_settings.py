@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hkdpipe.manifests.ground.errors import Name, WrongValue
-from hkdpipe.manifests.ground.sections import MAX_SEED, setting
+from hkdpipe.manifests.ground.sections import MAX_SEED, operational, setting
 from hkdpipe.trainer.settings.method_registry import descriptions
 
 
@@ -44,18 +44,16 @@ class TrainingSettings:
         maximum=1.0,
         single=True,
     )
-    init_from: str = setting(
+    init_from: str = operational(
         "",
         "checkpoint (its last weights) or export of the same method and network to start from instead of the "
         "teacher; what counts is what it holds, not where it is, and once the training has begun it is not "
         "needed any more; '': none",
-        kind="operational",
     )
-    images: str = setting(
+    images: str = operational(
         "",
         "real images, for a method that learns from them: a set as a teacher is trained on; what counts is "
         "what it holds, not where it is",
-        kind="operational",
     )
     seed: int = setting(
         0,
@@ -82,20 +80,17 @@ class TrainingSettings:
     perceptual_size: int = setting(
         64, "pixels: LPIPS compares images with a smaller side upsampled to it", minimum=1
     )
-    perceptual_file: str = setting(
+    perceptual_file: str = operational(
         "",
         "local file with torchvision's weights of the LPIPS backbone; what counts is what it holds, not "
         "where it is; '': look in the torch hub cache",
-        kind="operational",
     )
     perceptual_weight: float = setting(
         1.0, "weight of the perceptual part (lambda 2 of the paper)", minimum=0.0
     )
     mse_weight: float = setting(1.0, "weight of the MSE (lambda 1 of the paper) at the start", minimum=0.0)
     mse_decades: float = setting(
-        3.0,
-        "the weight of the MSE falls by so many powers of ten over the budget",
-        minimum=0.0,
+        3.0, "the weight of the MSE falls by so many powers of ten over the budget", minimum=0.0
     )
     precision: str = setting(
         "float32",
@@ -104,72 +99,53 @@ class TrainingSettings:
         "weights, optimiser, sums of the loss and evolution stay in float32",
         choices=("float32", "tf32", "float64", "bf16", "fp16"),
     )
-    micro_batch: int = setting(
+    micro_batch: int = operational(
         0,
         "trajectories that a process takes at once, adding up the gradients of a step; 0: its whole share",
         minimum=0,
-        kind="operational",
     )
-    channels_last: bool = setting(
-        False, "keep images and weights with their channels last, as GPUs like them", kind="operational"
+    channels_last: bool = operational(
+        False, "keep images and weights with their channels last, as GPUs like them"
     )
-    compile: bool = setting(
-        False, "let torch.compile make the step faster; its start takes minutes", kind="operational"
-    )
-    recompute: bool = setting(
+    compile: bool = operational(False, "let torch.compile make the step faster; its start takes minutes")
+    recompute: bool = operational(
         False,
         "activation checkpointing: compute what is within a block of the networks once more in the backward "
         "pass, instead of keeping it in memory",
-        kind="operational",
     )
-    checkpoint_every: int = setting(
-        100_000, "trajectories between checkpoints", minimum=1, kind="operational"
+    checkpoint_every: int = operational(100_000, "trajectories between checkpoints", minimum=1)
+    checkpoint_minutes: float = operational(
+        15.0, "minutes between checkpoints, if that is sooner; 0: by trajectories alone", minimum=0.0
     )
-    checkpoint_minutes: float = setting(
-        15.0,
-        "minutes between checkpoints, if that is sooner; 0: by trajectories alone",
-        minimum=0.0,
-        kind="operational",
-    )
-    fd_images: int = setting(
+    fd_images: int = operational(
         0,
         "images of which the Frechet distance is measured at every checkpoint, for distance.csv, with the "
         "features and the reference of [evaluation]; 0: not",
         minimum=0,
-        kind="operational",
     )
-    keep_checkpoints: int = setting(
-        2, "newest checkpoints kept, beside the best", minimum=1, kind="operational"
-    )
-    max_skipped: int = setting(
+    keep_checkpoints: int = operational(2, "newest checkpoints kept, beside the best", minimum=1)
+    max_skipped: int = operational(
         50,
         "steps in a row without a finite loss and gradient, which are skipped, that end the training",
         minimum=1,
-        kind="operational",
     )
-    workers: int = setting(
-        2,
-        "batches that a process reads ahead, each in a thread; 0: read between the steps",
-        minimum=0,
-        kind="operational",
+    workers: int = operational(
+        2, "batches that a process reads ahead, each in a thread; 0: read between the steps", minimum=0
     )
-    streaming: bool = setting(
+    streaming: bool = operational(
         False,
         "with order = 'blocks': stream the tar shards of an archive block by block, instead of reading at "
         "random from files or, of a remote archive, from the cache",
-        kind="operational",
     )
-    tensorboard: bool = setting(
+    tensorboard: bool = operational(
         False,
         "write TensorBoard's events, with pictures of held-out trajectories, beside metrics.csv; needs the "
         "package tensorboard",
-        kind="operational",
     )
-    on_damage: str = setting(
+    on_damage: str = operational(
         "stop",
         "a shard that is missing or damaged: 'stop', or 'skip': go on with other trajectories in its place",
         choices=("stop", "skip"),
-        kind="operational",
     )
 
     def __post_init__(self) -> None:

@@ -21,12 +21,8 @@ from hkdpipe.manifests.ground.sections import parse_section
 from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson, distillation_loss
 from hkdpipe.trainer.settings.method_registry import Method
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
-from hkdpipe.trainer.teachers.families import (
-    UNFIT,
-    TeacherArchitecture,
-    TeacherNetwork,
-    architecture_from_json,
-)
+from hkdpipe.trainer.teachers import families
+from hkdpipe.trainer.teachers.families import TeacherArchitecture, TeacherNetwork
 
 FORMAT = "hkdpipe-model"
 Draw = Callable[[int], Tensor]
@@ -209,8 +205,8 @@ class Student(nn.Module):
                 for section in method.network_sections
             }
             options = method.options(**sections)
-            return cls(architecture_from_json(config["architecture"]), options, **config["schedule"])
-        except (*UNFIT, UsageError) as error:
+            return cls(families.architecture_from_json(config["architecture"]), options, **config["schedule"])
+        except (*families.UNFIT, UsageError) as error:
             raise InputError(f"{wrong} ({error})") from None
 
     def save(

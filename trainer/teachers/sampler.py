@@ -50,10 +50,13 @@ def network_range(teacher: Denoiser, sigma_min: float, sigma_max: float) -> tupl
     return max(sigma_min, arch.sigma_min), min(sigma_max, arch.sigma_max)
 
 
-def noise_levels(teacher: Denoiser, steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+def noise_levels(
+    teacher: Denoiser, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Tensor:
     """`sigma_schedule` within the teacher's range, each level the nearest that its network knows.
 
-    Only iDDPM networks know a table of levels instead of any (`round_sigma`).
+    Only iDDPM networks know a table of levels instead of any (`round_sigma`). The samplers' `schedule` is
+    sigma_min, sigma_max and rho here.
     """
     levels = sigma_schedule(steps, *network_range(teacher, sigma_min, sigma_max), rho)
     return torch.cat([_rounded(teacher, levels[:-1]), levels[-1:]])
@@ -66,11 +69,9 @@ def sample_trajectory(
     steps: int = 18,
     labels: Tensor | None = None,
     *,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
     solver: str = "heun",
     keep: Collection[int] | None = None,
+    **schedule: float,
 ) -> tuple[Tensor, Tensor]:
     """Solve dx/dt = (x - D(x; t)) / t from sigma_max to 0, both limited to the teacher's range.
 
@@ -79,7 +80,7 @@ def sample_trajectory(
     computes in its own precision. Returns the states (k, N, C, H, W) in float64 and their noise levels (k,):
     after the numbers of steps in `keep`, by default all steps + 1 of them.
     """
-    sigmas = noise_levels(teacher, steps, sigma_min, sigma_max, rho)
+    sigmas = noise_levels(teacher, steps, **schedule)
     levels = sigmas.tolist()
     kept = sorted(range(steps + 1) if keep is None else set(keep))
     x = noise.to(torch.float64) * levels[0]
@@ -100,17 +101,15 @@ def sample_stochastic(
     steps: int = 18,
     labels: Tensor | None = None,
     *,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
     solver: str = "heun",
+    **schedule: float,
 ) -> Tensor:
     """Images (N, C, H, W) in float64 of EDM's algorithm 2: noise is added before each step within the churn.
 
     draw(0), draw(1), .. draw(steps - 1) give that noise, of unit variance and of the shape of `noise`; each
     is called once, in this order, whether or not its step adds any. The rest is as in `sample_trajectory`.
     """
-    levels = noise_levels(teacher, steps, sigma_min, sigma_max, rho).tolist()
+    levels = noise_levels(teacher, steps, **schedule).tolist()
     x = noise.to(torch.float64) * levels[0]
     for step, (now, then) in enumerate(itertools.pairwise(levels)):
         raised = _rounded(teacher, torch.tensor(churn.raised(now, steps), dtype=torch.float64)).item()
@@ -121,21 +120,14 @@ def sample_stochastic(
 
 @torch.inference_mode()
 def invert(
-    teacher: Denoiser,
-    images: Tensor,
-    steps: int = 18,
-    labels: Tensor | None = None,
-    *,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
+    teacher: Denoiser, images: Tensor, steps: int = 18, labels: Tensor | None = None, **schedule: float
 ) -> Tensor:
     """The unit noise (N, C, H, W), in float64, whose trajectory leads to these images.
 
     Heun's method along the noise levels of `sample_trajectory` in the other direction, from sigma_min, where
     an image counts as its own state, to sigma_max: 2 (steps - 1) evaluations.
     """
-    levels = noise_levels(teacher, steps, sigma_min, sigma_max, rho)[:-1].flip(0).tolist()
+    levels = noise_levels(teacher, steps, **schedule)[:-1].flip(0).tolist()
     x = images.to(torch.float64)
     for now, then in itertools.pairwise(levels):
         x = _step(teacher, x, now, then, labels, "heun")

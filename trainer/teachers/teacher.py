@@ -18,16 +18,8 @@ from torch import Tensor
 from hkdpipe.manifests.ground.atomic_files import atomic_folder, read_json, write_json
 from hkdpipe.manifests.ground.errors import InputError, first_line
 from hkdpipe.trainer.assets import asset
-from hkdpipe.trainer.teachers.families import (
-    UNFIT,
-    TeacherArchitecture,
-    TeacherNetwork,
-    architecture_from_json,
-    check_fit,
-    empty,
-    families,
-    frozen,
-)
+from hkdpipe.trainer.teachers import families
+from hkdpipe.trainer.teachers.families import UNFIT, TeacherArchitecture, TeacherNetwork
 from hkdpipe.trainer.teachers.snapshots import read_snapshot
 
 FORMAT = "hkdpipe-teacher"
@@ -92,7 +84,7 @@ def _from_folder(folder: Path, source: str, device: torch.device | str) -> Teach
             f"{folder / 'config.json'}: not a teacher's configuration (format is not '{FORMAT}')"
         )
     try:
-        network = empty(architecture_from_json(config["architecture"]))
+        network = families.empty(families.architecture_from_json(config["architecture"]))
     except UNFIT as error:
         raise InputError(f"{folder / 'config.json'}: architecture: {error}") from None
     weights = folder / "model.safetensors"
@@ -100,18 +92,18 @@ def _from_folder(folder: Path, source: str, device: torch.device | str) -> Teach
     about = config.get("about", {})
     if not isinstance(about, dict):
         raise InputError(f"{folder / 'config.json'}: about: got {about!r}; accepted: a table")
-    return Teacher(frozen(network, tensors).to(device), source, about)
+    return Teacher(families.frozen(network, tensors).to(device), source, about)
 
 
 def _from_file(file: Path) -> TeacherNetwork:
     """What the family makes of a file that recognises it."""
-    owners = {suffix: family for family in families() for suffix in family.suffixes}
+    owners = {suffix: family for family in families.families() for suffix in family.suffixes}
     if not file.is_file() or file.suffix not in {_SNAPSHOT, *_STATE_DICTS, *owners}:
         what = "not a teacher" if file.exists() else "no such teacher"
         raise InputError(f"{file}: {what}; accepted: 'digits', {_FOLDER}, {accepted_files()}")
     try:
         if file.suffix == _SNAPSHOT:
-            of_class = {name: family for family in families() for name in family.classes}
+            of_class = {name: family for family in families.families() for name in family.classes}
             snapshot = read_snapshot(file, tuple(of_class))
             return of_class[snapshot.class_name].from_snapshot(snapshot)
         if file.suffix in _STATE_DICTS:
@@ -134,7 +126,7 @@ def _read_state_dict(file: Path) -> Mapping[str, Tensor]:
 def _from_state_dict(state: Mapping[str, Tensor]) -> TeacherNetwork:
     """The network of the first family that knows the names; what the first one says where none does."""
     refusals: list[Exception] = []
-    for family in families():
+    for family in families.families():
         try:
             return family.from_state_dict(state)
         except UNFIT as error:
@@ -144,7 +136,7 @@ def _from_state_dict(state: Mapping[str, Tensor]) -> TeacherNetwork:
 
 def accepted_files() -> str:
     """The kinds of files of all families, in words."""
-    return ", ".join(words for family in families() for words in family.files)
+    return ", ".join(words for family in families.families() for words in family.files)
 
 
 def save_teacher(folder: Path, network: TeacherNetwork, about: dict[str, Any], dtype: torch.dtype) -> None:
@@ -171,7 +163,7 @@ def read_weights(path: Path, like: dict[str, Tensor], optional: Set[str] = froze
         raise InputError(f"{path}: not a readable safetensors file ({str(error).splitlines()[0]})") from None
     try:
         missing = optional - tensors.keys()
-        check_fit(tensors, {name: value for name, value in like.items() if name not in missing})
+        families.check_fit(tensors, {name: value for name, value in like.items() if name not in missing})
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return {name: value.to(like[name].dtype) for name, value in tensors.items()}

@@ -17,23 +17,11 @@ from torch.nn import functional as F
 
 from hkdpipe.manifests.ground import rng
 from hkdpipe.manifests.ground.errors import UsageError
-from hkdpipe.trainer.losses.distillation_loss import (
-    Batch,
-    Lesson,
-    distillation_loss,
-    image_terms,
-    shares,
-    weighted_sum,
-)
-from hkdpipe.trainer.methods.hkd import METHOD
+from hkdpipe.trainer.losses import distillation_loss as losses
+from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
+from hkdpipe.trainer.methods.hkd import METHOD, koopman_operator
 from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, HkdSettings, check_options
-from hkdpipe.trainer.methods.hkd.koopman_operator import (
-    FixedPropagator,
-    KoopmanOperator,
-    evolution_time,
-    evolved,
-    propagators,
-)
+from hkdpipe.trainer.methods.hkd.koopman_operator import FixedPropagator, KoopmanOperator
 from hkdpipe.trainer.numbers.precision import exact
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.students.student import Student
@@ -47,12 +35,7 @@ class HKD(Student):
     options: HkdOptions
 
     def __init__(
-        self,
-        arch: TeacherArchitecture,
-        options: HkdOptions,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float,
+        self, arch: TeacherArchitecture, options: HkdOptions, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
         """Raises UsageError for a teacher whose network has no two halves."""
         super().__init__(arch, options, sigma_min, sigma_max, rho)
@@ -98,7 +81,7 @@ class HKD(Student):
         """exp(A (tau(stop) - tau(start))) z, noise levels (N,) or (1,); `constant`: without gradient in A."""
         found = list(z)
         for name, parts in self._propagators(start, stop, constant).items():
-            found[int(name)] = evolved(z[int(name)], *parts)
+            found[int(name)] = koopman_operator.evolved(z[int(name)], *parts)
         return found
 
     def _propagators(
@@ -115,7 +98,7 @@ class HKD(Student):
             return fixed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
             dt = self.tau(stop) - self.tau(start)
-            return dict(zip(operators, propagators([*operators.values()], dt), strict=True))
+            return dict(zip(operators, koopman_operator.propagators([*operators.values()], dt), strict=True))
 
     def decode(self, z: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """D(z): images (N, C, H, W) from observables at the end; told one constant noise level."""
@@ -155,21 +138,21 @@ class HKD(Student):
         """The distillation loss, and 'latent', the latent consistency, in steps where it has a weight."""
         hkd, batch_size = self.options.hkd, lesson.training.batch_size
         if not hkd.latent_weight:
-            return distillation_loss(module, batch, lesson, hkd.between_weight)
+            return losses.distillation_loss(module, batch, lesson, hkd.between_weight)
         drawn = batch.with_states(slice(-1))
         if not len(self.koopman) or not self._compares(batch, batch_size):
-            return distillation_loss(module, drawn, lesson, hkd.between_weight)
+            return losses.distillation_loss(module, drawn, lesson, hkd.between_weight)
         rows, one_in = _compared(batch, batch_size, hkd.latent_trajectories)
         few, times = batch.of_trajectories(rows), drawn.sigmas.shape[1]
         states = (rows[:, None] * times + np.arange(times)).ravel()
         compared = torch.from_numpy(states).to(batch.states.device)
         images, z = module(*drawn.flat(), observables=compared)
-        share = shares(drawn, hkd.between_weight)
-        terms = image_terms(images, batch.ends, share, lesson)
+        share = losses.shares(drawn, hkd.between_weight)
+        terms = losses.image_terms(images, batch.ends, share, lesson)
         with torch.no_grad():
             end = self.observe(*few.with_states(slice(-1, None)).flat())
         errors = latent_error(z, [target.repeat_interleave(times, dim=0) for target in end])
-        terms["latent"] = weighted_sum(errors, (one_in * share[compared]).to(errors))
+        terms["latent"] = losses.weighted_sum(errors, (one_in * share[compared]).to(errors))
         terms["loss"] = terms["loss"] + hkd.latent_weight * terms["latent"]
         return terms
 
@@ -211,7 +194,7 @@ class HKD(Student):
 
     def tau(self, sigma: Tensor) -> Tensor:
         """The time coordinate of the evolution."""
-        return evolution_time(
+        return koopman_operator.evolution_time(
             sigma, self.options.koopman.time, self.sigma_min, self.sigma_max, self.rho, self.arch.sigma_data
         )
 

@@ -90,8 +90,4 @@ def _ve(sigma: Tensor, arch: Architecture) -> Coefficients:
     return 1.0, sigma, 1.0, (sigma / 2).log()
 
 
-_COEFFICIENTS: dict[str, Callable[[Tensor, Architecture], Coefficients]] = {
-    "edm": _edm,
-    "vp": _vp,
-    "ve": _ve,
-}
+_COEFFICIENTS: dict[str, Callable[[Tensor, Architecture], Coefficients]] = {"edm": _edm, "vp": _vp, "ve": _ve}

@@ -32,31 +32,17 @@ class UNet(Encoder, Decoder):
     map_augment: Linear | None
 
     def __init__(
-        self,
-        arch: Architecture,
-        first: int,
-        heads: Callable[[int], int],
-        attend_last: bool,
-        **settings: Any,
+        self, arch: Architecture, first: int, heads: Callable[[int], int], attend_last: bool, **settings: Any
     ) -> None:
         super().__init__()
         self.label_dim, self.augment_dim = arch.label_dim, arch.augment_dim
         self.sigma_data = arch.sigma_data
         self.emb_channels = arch.model_channels * arch.channel_mult_emb
 
-        def block(
-            cin: int, cout: int, attention: bool = False, up: bool = False, down: bool = False
-        ) -> UNetBlock:
-            return UNetBlock(
-                cin,
-                cout,
-                emb_channels=self.emb_channels,
-                num_heads=heads(cout) if attention else 0,
-                dropout=arch.dropout,
-                up=up,
-                down=down,
-                **settings,
-            )
+        settings |= {"emb_channels": self.emb_channels, "dropout": arch.dropout}
+
+        def block(cin: int, cout: int, attention: bool = False, **resampling: Any) -> UNetBlock:
+            return UNetBlock(cin, cout, num_heads=heads(cout) if attention else 0, **resampling, **settings)
 
         self.enc = nn.ModuleDict()
         channels, seen = first, arch.img_channels

@@ -23,7 +23,7 @@ from torch._inductor.exc import InductorError
 
 from hkdpipe.manifests.ground.atomic_files import sha256_file
 from hkdpipe.manifests.ground.errors import HkdpipeError, InputError, Interrupted, InUseError, UsageError
-from hkdpipe.trainer.loop import loss_scale, training_loop
+from hkdpipe.trainer.loop import checkpoint, loss_scale, training_loop
 from hkdpipe.trainer.loop.checkpoint import (
     Snapshot,
     TrainingState,
@@ -505,7 +505,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training(
             raise OSError(errno.ENOSPC, "No space left on device")
         return save_checkpoint(folder, taken, *rest)
 
-    monkeypatch.setattr(training_loop, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, start())
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000000"]
@@ -527,7 +527,7 @@ def test_what_is_written_is_the_state_when_it_was_asked_for(
             trained.set()
         return loss(model, batch, progress)
 
-    monkeypatch.setattr(training_loop, "save_checkpoint", slow)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slow)
     state = start()
     fit(state, read_batch, noting, SETTINGS, tmp_path, {"identity": "same"}, Notes().callbacks(), World())
     shutil.rmtree(tmp_path / "step-00000009")

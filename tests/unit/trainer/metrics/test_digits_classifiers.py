@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from hkdpipe.manifests.ground.atomic_files import sha256_file
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.assets import asset
 from hkdpipe.trainer.images.formats.digits import load_digits
-from hkdpipe.trainer.metrics import digits_classifier
 from hkdpipe.trainer.metrics.digits_classifier import HELD_OUT, load_classifier
 from hkdpipe.trainer.metrics.feature_networks import load_features
 
@@ -61,11 +61,10 @@ def test_features_of_other_images_are_refused(shape: tuple[int, int, int]) -> No
         load_features("digits", "", shape, torch.device("cpu"))
 
 
-def test_training_a_classifier_learns_and_can_be_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(digits_classifier, "STEPS", 40)
-    accuracies = [digits_classifier.train_classifier(tmp_path / name, seed=3) for name in ("one", "two")]
+def test_training_a_classifier_learns_and_can_be_repeated(tmp_path: Path) -> None:
+    script = Path(__file__).parents[4] / "examples/train_digits_classifier.py"
+    train = runpy.run_path(str(script))["train_classifier"]
+    accuracies = [train(tmp_path / name, seed=3, steps=40) for name in ("one", "two")]
     assert accuracies[0] == accuracies[1] > 0.6
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert files[0] == files[1]
