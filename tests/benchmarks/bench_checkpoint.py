@@ -5,8 +5,6 @@ of CIFAR-10's size, with Adam's state and one average of the weights; by default
 loop waits for the copy; the rest, with checksums and the disk, is a thread's. Printed are the medians.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

@@ -4,8 +4,6 @@
 cached. Prints the ratio of the median times, and how far the peak of memory grew, in sizes of the file read.
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

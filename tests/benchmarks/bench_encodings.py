@@ -9,8 +9,6 @@ mean square, against the sampler's float64; processor time of one thread, of wri
 included) and of reading five of its states at random.
 """
 
-from __future__ import annotations
-
 import itertools
 import sys
 import tempfile

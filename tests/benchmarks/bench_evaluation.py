@@ -14,8 +14,6 @@ Both sides take turns in one process. Times are the processors', which a busy ma
 are medians of the ratios of one turn, with the smallest and the largest.
 """
 
-from __future__ import annotations
-
 import functools
 import resource
 import statistics

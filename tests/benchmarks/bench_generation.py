@@ -6,8 +6,6 @@ of the ratios of one turn, and the smallest and largest of them. Where the machi
 share of stage 1's own time in which it does not sample says more.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

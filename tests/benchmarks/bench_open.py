@@ -4,8 +4,6 @@
 opened in a process of its own. The shards are sparse files, of which only the sizes are true.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

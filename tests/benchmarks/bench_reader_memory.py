@@ -5,8 +5,6 @@ holes in sparse files: only their SHA-256 is not looked at. Of each, in a proces
 the first batch and after 50 batches of 256 trajectories, in both reading orders.
 """
 
-from __future__ import annotations
-
 import resource
 import subprocess
 import sys

@@ -7,8 +7,6 @@ of one thread, since nobody waits for a disk and other work on the machine then 
 verified before the first turn; what that costs once a job is printed by itself.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile

@@ -6,8 +6,6 @@ without SLURM's programs nothing is measured. The steady rate is that between th
 what comes before is start-up, the queue included.
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """How long `hkdpipe --help` and `import hkdpipe` take, beside a bare interpreter."""
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

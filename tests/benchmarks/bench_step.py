@@ -9,8 +9,6 @@ are the median of the ratios of as many steps as the latent consistency comes on
 the time and of the processors' time, which a busy machine disturbs less.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time
@@ -32,7 +30,7 @@ from hkdpipe.stages.training.train import new_student, read_batch
 from hkdpipe.trainer.loop.training_loop import LoopSettings, prefetched, step
 from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.losses.distillation_loss import Batch, Lesson
-from hkdpipe.trainer.methods.hkd.hkd import EVERY
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdSettings
 from hkdpipe.trainer.numbers.allocator import keep_freed_memory
 from hkdpipe.trainer.settings.method_registry import methods
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
@@ -40,6 +38,7 @@ from hkdpipe.trainer.teachers.edm import PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher, save_teacher
 
 CPU = torch.device("cpu")
+EVERY = HkdSettings().latent_every
 
 
 def training_steps(teacher: Teacher, archive: Archive, training: TrainingSettings) -> Iterator[None]:

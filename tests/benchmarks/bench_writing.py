@@ -7,8 +7,6 @@ which the processor is free, as beside a GPU: how much longer it takes than that
 the machine is, and the processor time of its own thread, during which a GPU would wait.
 """
 
-from __future__ import annotations
-
 import hashlib
 import statistics
 import sys

@@ -5,8 +5,6 @@ that leaves the numerics alone leaves every line as it was on the same machine: 
 before prints. Takes about an hour on two cores; a method alone a third of it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

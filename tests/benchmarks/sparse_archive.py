@@ -1,7 +1,5 @@
 """A finished archive of CIFAR-10's shape whose shards are sparse files, of which only the sizes are true."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -11,8 +11,6 @@ For each stage, OUT/STAGE/undisturbed is the result of a run that nobody disturb
 of each round of kills (attempts in one folder, the last of which finishes). OUT/report.json tells the rest.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import importlib
@@ -36,13 +34,7 @@ from tiny import STAGES, Inputs
 
 from hkdpipe.manifests.archive import writer
 from hkdpipe.manifests.forms import webdataset_form, zarr_form
-from hkdpipe.stages.evaluation import (
-    context,
-    distribution,
-    evaluate,
-    evaluation_pictures,
-    feature_parts,
-)
+from hkdpipe.stages.evaluation import context, distribution, evaluate, evaluation_pictures, feature_parts
 from hkdpipe.stages.evaluation.metrics import speed
 from hkdpipe.stages.generation import generate
 from hkdpipe.stages.teachers import train_teacher
@@ -68,11 +60,7 @@ _BEGUN, _LAST, _HOLD_PHASE, _HOLD_CALL, _HELD, _RELEASED, _CALLS = range(7)
 Point = tuple[str, Any, str]
 """A phase, and the attribute of an object whose calls begin it."""
 
-_FILES: list[Point] = [
-    ("sync", os, "fsync"),
-    ("rename", Path, "replace"),
-    ("rename", Path, "rename"),
-]
+_FILES: list[Point] = [("sync", os, "fsync"), ("rename", Path, "replace"), ("rename", Path, "rename")]
 _LOOP: list[Point] = [
     ("step", training_loop, "step"),
     ("log", metrics_log.MetricsLog, "append"),

@@ -12,8 +12,6 @@ archive must have the bytes of one that nobody disturbed, to the last file, and 
 counts of kills are printed, and written to OUT/report.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import importlib
@@ -66,7 +64,7 @@ class Halved:
         self.file = file
         self.half_written = half_written
 
-    def __enter__(self) -> Halved:
+    def __enter__(self) -> "Halved":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,8 +4,6 @@ The nodes are `n1`, `n2`, ... on the loopback interface. Needs Debian's slurmctl
 munge; works as root or as any one user, whom all daemons and jobs then belong to.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import os

@@ -1,7 +1,5 @@
 """`hkdpipe compare`: what it trains, that it goes on where it was killed, that processes share the work."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

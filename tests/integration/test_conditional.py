@@ -1,7 +1,5 @@
 """A teacher that knows classes, through all stages and at all that reads what they write."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import replace

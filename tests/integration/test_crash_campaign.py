@@ -1,7 +1,5 @@
 """Four workers at a time, killed amid every phase of generation, make what one makes undisturbed."""
 
-from __future__ import annotations
-
 import json
 import random
 import sys

@@ -1,7 +1,5 @@
 """Whatever is damaged in an archive, verify finds it, and repairing gives back the bytes there were."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

@@ -1,7 +1,5 @@
 """hkdpipe inpaint, colorize and edit, on models so small and untrained that each answers at once."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """What an evaluation is asked for and what it is given: less than usual, of another shape, changed since."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from pathlib import Path
@@ -17,7 +15,7 @@ from hkdpipe.stages.evaluation import evaluate as evaluation
 from hkdpipe.stages.shared.reporting import Summary
 from hkdpipe.trainer.loop.checkpoint import checkpoints
 from hkdpipe.trainer.loop.world import World
-from hkdpipe.trainer.methods.registry import load_model
+from hkdpipe.trainer.students.loading import load_model
 
 SETTINGS = dataclasses.replace(EVALUATION, teacher_steps=(), reference="archive")
 

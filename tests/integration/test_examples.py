@@ -1,7 +1,5 @@
 """examples/: the notebook does what it shows, with less training, and the scripts find what they import."""
 
-from __future__ import annotations
-
 import json
 import re
 import runpy

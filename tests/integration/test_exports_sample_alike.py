@@ -1,7 +1,5 @@
 """`hkdpipe sample` makes the same images of an export's folder, and its ONNX model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A disk that fails generation at any call: one line, code 1, nothing half-written, and no trace later."""
 
-from __future__ import annotations
-
 import errno
 import os
 import random

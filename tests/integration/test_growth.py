@@ -1,7 +1,5 @@
 """An archive that grows while workers are at it is the one that is made at once."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluation in the features of the FID's detector, with random weights, beside torch-fidelity's own way."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Killed at any moment and started again, a stage ends with what an undisturbed run gives."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """A method that this module alone knows of goes through every command that takes a method."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path

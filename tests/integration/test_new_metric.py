@@ -1,7 +1,5 @@
 """A metric that this module alone knows of is measured, written, shown and explained."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

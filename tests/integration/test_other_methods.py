@@ -1,7 +1,5 @@
 """Other methods than HKD go through the same commands: training, evaluation, sampling."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """A folder has one training or evaluation at a time; who lost it to another process writes nothing more."""
 
-from __future__ import annotations
-
 import json
 import signal
 from collections.abc import Callable

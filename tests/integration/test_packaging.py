@@ -1,7 +1,5 @@
 """The wheel, built of the source distribution as installers do: it has every file and works elsewhere."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Two processes that share a global batch do what one process does with all of it."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +54,7 @@ def test_gradients(inputs: Inputs, tmp_path: Path, method: str) -> None:
 def test_two_hundred_steps_and_on_with_one_process(inputs: Inputs, tmp_path: Path) -> None:
     # Nothing that depends on the budget, since it grows.
     short = replace(
-        TRAINING,
-        budget=800,
-        precision="float64",
-        schedule="constant",
-        mse_decades=0.0,
-        checkpoint_every=400,
+        TRAINING, budget=800, precision="float64", schedule="constant", mse_decades=0.0, checkpoint_every=400
     )
     longer = replace(short, budget=960)
     succeeded(hkdpipe(tmp_path, *command(inputs, "one", longer)))

@@ -1,7 +1,5 @@
 """What `import hkdpipe` promises: docs/PYTHON.md does what it says, and torch is imported when it is used."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

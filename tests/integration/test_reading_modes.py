@@ -1,7 +1,5 @@
 """However an archive is read, a training on it is the same."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """report.html in a real browser, at a phone's and a desktop's width."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Runs as jobs of a real SLURM cluster with two nodes, both on this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

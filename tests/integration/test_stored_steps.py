@@ -1,7 +1,5 @@
 """All three stages on an archive that keeps some states of an Euler sampler."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import replace
 from pathlib import Path
@@ -37,14 +35,7 @@ def test_training_and_evaluation_follow_the_archive(
     train(str(inputs.teacher), archive, training, TRAINING, options, world=World(), **WORK)
     out, export = tmp_path / "evaluation", tmp_path / "export"
     evaluate(
-        str(inputs.teacher),
-        archive,
-        training / "checkpoints",
-        out,
-        export,
-        EVALUATION,
-        world=World(),
-        **WORK,
+        str(inputs.teacher), archive, training / "checkpoints", out, export, EVALUATION, world=World(), **WORK
     )
     assert load_model(export).sigma_min == 0.01
     assert read_json(export / "config.json")["about"]["teacher"]["licence"] == "CC0"

@@ -1,7 +1,5 @@
 """A family of teachers is one module that registers itself: this one, of which nothing else knows."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping, Sequence

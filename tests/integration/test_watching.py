@@ -1,7 +1,5 @@
 """What is written of a training while it goes on, and that an interruption leaves no trace in it."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The white-box commands on a tiny trained student."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import replace
@@ -220,10 +218,7 @@ def test_pictures_between_states_of_two_trajectories(
             "interpolate --archive ARCHIVE --between 0 20",
             "--between: got 20; accepted: trajectories from 0 to 19",
         ),
-        (
-            "trajectory --archive CLASSES",
-            "MODEL: knows 0 classes, CLASSES 10",
-        ),
+        ("trajectory --archive CLASSES", "MODEL: knows 0 classes, CLASSES 10"),
     ],
 )
 def test_wrong_input_gets_one_clear_line(

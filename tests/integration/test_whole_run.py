@@ -1,7 +1,5 @@
 """`hkdpipe run` from nothing to an export, and what the same command does afterwards."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Several processes that generate one archive, some of them killed, make what one process makes alone."""
 
-from __future__ import annotations
-
 import random
 import signal
 import time

@@ -1,7 +1,5 @@
 """Whatever is wrong with what a person gives: one line that says it, the right exit code, no traceback."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -460,9 +458,7 @@ CASES = {
         r'training\.on_damage: got "skip"; accepted: "stop", as training\.streaming is on',
     ),
     "a URL of nothing": Case(
-        "train --out new --teacher teacher --archive nothing://x",
-        3,
-        r"nothing://x: cannot be read .*",
+        "train --out new --teacher teacher --archive nothing://x", 3, r"nothing://x: cannot be read .*"
     ),
     "a URL to write to": Case(
         "generate-trajectories --out s3://bucket/archive --teacher teacher",

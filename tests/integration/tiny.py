@@ -1,7 +1,5 @@
 """A teacher, settings and inputs so small that a whole stage takes about a second."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

@@ -4,8 +4,6 @@ repository or in the one that HKDPIPE_EDM_FIXTURES names; whichever are found ar
 NAME.pkl holds a small network with random weights, NAME.npz what EDM's own code computed from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 EDM's own names are stood for by functions and classes of the same names, in `sys.modules` while pickling.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import sys

@@ -3,8 +3,6 @@
 They are forked from a server that has imported torch, since importing takes longer than what they do.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import multiprocessing

@@ -3,8 +3,6 @@
 `ru_maxrss` would not do: a process inherits it from the one that started it, and it never falls again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

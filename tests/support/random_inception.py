@@ -1,7 +1,5 @@
 """Random weights for the FID's detector, in whose features distances can be computed, if not compared."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

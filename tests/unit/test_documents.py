@@ -1,7 +1,5 @@
 """The documents name what is there: modules, methods, keys, files, and code that can be copied."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

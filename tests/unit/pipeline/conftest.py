@@ -1,7 +1,5 @@
 """Stages that compute nothing, so that the command line can be tried alone and without torch."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -63,11 +61,7 @@ def test_version(hkdpipe: Hkdpipe) -> None:
         ("config --config none.toml", 3, "none.toml: no such file"),
         ("config --config .", 2, ".: Is a directory"),
         ("status --run-dir none", 3, "none/config.toml: missing, so none is not a run directory"),
-        (
-            "run",
-            2,
-            "--run-dir: missing; give it, or --preset or --config, after which runs/NAME is named",
-        ),
+        ("run", 2, "--run-dir: missing; give it, or --preset or --config, after which runs/NAME is named"),
         ("train", 2, "--run-dir or --out: missing; give one of them"),
         ("train --out x", 2, "--archive: missing; give it, or --run-dir"),
         ("train --out x --run-dir y", 2, "--run-dir and --out: give one of them"),

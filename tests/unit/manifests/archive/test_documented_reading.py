@@ -1,7 +1,5 @@
 """What docs/ARCHIVE.md shows for other programs is run as it stands, on archives of every kind."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Archives in an object store, against moto's server of S3."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import re

@@ -1,7 +1,5 @@
 """Archives as other programs see them: plain zarr and plain webdataset."""
 
-from __future__ import annotations
-
 import dataclasses
 import subprocess
 import sys

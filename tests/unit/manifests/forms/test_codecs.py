@@ -1,7 +1,5 @@
 """Compressed archives, against zarr's, webdataset's and numcodecs' own ways to write and read them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable

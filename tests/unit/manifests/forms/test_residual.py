@@ -1,7 +1,5 @@
 """Archives in the residual encoding, against the formula of the documentation."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

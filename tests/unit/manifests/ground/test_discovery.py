@@ -1,7 +1,5 @@
 """Modules that installed packages name as plug-ins are imported, and one that fails is named."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """manifest.schema.json, which ships, takes what is written and otherwise what the reader takes."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

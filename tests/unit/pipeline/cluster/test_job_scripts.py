@@ -1,7 +1,5 @@
 """The scripts, run by bash beside stand-ins for SLURM's programs; test_slurm.py runs them in a real SLURM."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """submit, status and cancel beside stand-ins for SLURM's programs; test_slurm.py has the real ones."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a comparison trains: rows over one base, equal trajectories or evaluations, each training once."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import dataclasses
 import json
 import tomllib
@@ -133,10 +131,7 @@ def test_toml_values(text: str, value: Any) -> None:
         ("evaluation.bootstrap=1", "evaluation.bootstrap: got 1; accepted: 0, or at least 2"),
         ("training.adam_betas=[0.9]", "training.adam_betas: got [0.9]; accepted: two numbers below 1"),
         ("training.ema=[]", "training.ema: got []; accepted: at least one decay; 0 averages nothing"),
-        (
-            "training.fd_images=1",
-            "training.fd_images: got 1; accepted: 0, or at least 2, for a covariance",
-        ),
+        ("training.fd_images=1", "training.fd_images: got 1; accepted: 0, or at least 2, for a covariance"),
         ("training.learning_rate=nan", "training.learning_rate: got NaN; accepted: a number, above 0"),
         (
             "training.a.b=1",

@@ -1,7 +1,5 @@
 """The presets of published data sets hold the numbers of the papers (EDM: 2206.00364, HKD: 2510.12220)."""
 
-from __future__ import annotations
-
 import pytest
 
 from hkdpipe.pipeline.configuration.config import Config, presets, resolve

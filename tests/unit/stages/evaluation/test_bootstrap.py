@@ -1,7 +1,5 @@
 """The spread of a Frechet distance, by drawing its samples again."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Folders as KDM's code writes them, made by hand."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable
@@ -47,13 +45,7 @@ def checkpoint(training: Path, step: int, values: Any) -> Path:
     ],
 )
 def test_generation_state(
-    tmp_path: Path,
-    plan: Plan,
-    write_shards: WriteShards,
-    shards: int,
-    wanted: int,
-    state: str,
-    done: int,
+    tmp_path: Path, plan: Plan, write_shards: WriteShards, shards: int, wanted: int, state: str, done: int
 ) -> None:
     write_shards(tmp_path, plan, shards)
     found = generation_state(tmp_path, GenerationSettings(count=wanted))

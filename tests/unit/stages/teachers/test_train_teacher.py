@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from hkdpipe.stages.teachers.train_teacher import _identity
 from hkdpipe.trainer.settings.teacher_training_settings import TeacherTrainingSettings
 

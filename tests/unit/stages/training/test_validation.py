@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -12,12 +10,7 @@ from hkdpipe.trainer.methods.kd.kd import KD
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
 ARCHITECTURE = Architecture(
-    img_resolution=8,
-    img_channels=1,
-    model_channels=8,
-    channel_mult=(1, 2),
-    num_blocks=1,
-    attn_resolutions=(),
+    img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=()
 )
 
 

@@ -1,7 +1,5 @@
 """The sequence of global batches, through the functions that training reads with, from memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

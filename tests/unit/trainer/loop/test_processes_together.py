@@ -1,7 +1,5 @@
 """Processes that train together, for real: each step and each resumption does what it would undisturbed."""
 
-from __future__ import annotations
-
 import datetime
 import math
 import random

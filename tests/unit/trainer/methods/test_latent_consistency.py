@@ -1,7 +1,5 @@
 """The latent consistency of HKD, and the gradients of its loss in the operators."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

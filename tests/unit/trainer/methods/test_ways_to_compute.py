@@ -1,7 +1,5 @@
 """Settings that change how fast a step is and how much memory it takes: the step itself stays what it is."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,12 +32,7 @@ Change = Callable[[nn.Module], None]
 Students = Mapping[str, Student]
 TRAINING = TrainingSettings(perceptual="none")
 LOOP = LoopSettings(
-    budget=100,
-    batch_size=3,
-    schedule="constant",
-    checkpoint_every=100,
-    keep_checkpoints=1,
-    workers=0,
+    budget=100, batch_size=3, schedule="constant", checkpoint_every=100, keep_checkpoints=1, workers=0
 )
 
 

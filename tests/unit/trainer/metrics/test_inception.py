@@ -1,7 +1,5 @@
 """The detector of the FID with random weights: what is tested is how it is read and fed, not what it sees."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 
@@ -10,10 +8,7 @@ from edm_fixtures import FAMILIES, OLDER, SNAPSHOTS, read_edm
 from hkdpipe.manifests.ground.errors import InputError
 from hkdpipe.trainer.teachers import teacher as teachers
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
-from hkdpipe.trainer.teachers.edm.recognition import (
-    architecture_of_snapshot,
-    architecture_of_state_dict,
-)
+from hkdpipe.trainer.teachers.edm.recognition import architecture_of_snapshot, architecture_of_state_dict
 from hkdpipe.trainer.teachers.snapshots import Snapshot
 
 PUBLISHED = SNAPSHOTS["ncsnpp-cond-fp16"]

@@ -1,7 +1,5 @@
 """Against numbers that EDM's own code computed on a CPU from the same random weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """Good snapshots: EDM's own, and every variant of the layout; then files that are none."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Hostile and damaged snapshots: nothing in them runs, each gets one line, none takes much time or memory."""
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 import random
@@ -289,14 +287,7 @@ def tensor(storage: torch.TypedStorage, *layout: Any) -> Call:
     """A tensor over the storage, pickled with any offset, sizes and strides (and metadata)."""
     offset, sizes, strides, *metadata = layout
     return Call(
-        torch._utils._rebuild_tensor_v2,
-        storage,
-        offset,
-        sizes,
-        strides,
-        False,
-        OrderedDict(),
-        *metadata,
+        torch._utils._rebuild_tensor_v2, storage, offset, sizes, strides, False, OrderedDict(), *metadata
     )
 
 
