@@ -1,7 +1,5 @@
 """Trajectories in the order of blocks, from tar shards that are streamed whole and kept nowhere."""
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import Iterator

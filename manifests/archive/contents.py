@@ -5,8 +5,6 @@ whole and on disk, `manifest.json` (the plan and all records) appears when all a
 needs beside the shards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol

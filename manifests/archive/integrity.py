@@ -5,8 +5,6 @@ manifest fits its own checksum, and no fewer records fit its plan than fit that 
 others are.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field

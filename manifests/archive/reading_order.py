@@ -4,8 +4,6 @@ Positions 0, 1, 2, … run across epochs; the global batch is a range of positio
 slice of it. So workers, processes and resuming change nothing in the sequence of global batches.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Killing any process at any moment leaves whole shards or none. Two processes may
 one archive at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path

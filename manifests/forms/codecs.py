@@ -5,8 +5,6 @@ version of numcodecs is the same. Of quantised residuals it holds what each diff
 they change little from state to state.
 """
 
-from __future__ import annotations
-
 import struct
 from typing import Any
 

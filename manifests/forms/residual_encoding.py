@@ -7,8 +7,6 @@ starts, is held exactly. Quantised, residuals are multiples of 1 / `QUANTA`, hel
 of its half precision.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

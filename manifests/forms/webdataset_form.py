@@ -6,8 +6,6 @@ Plain `webdataset.WebDataset` streams them. Every trajectory that is not compres
 bytes in the tar, so one offset and one stride find any of them.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

@@ -5,8 +5,6 @@ killed at any moment leaves the old content or the new one, and at worst a tempo
 `remove_temporaries` deletes. OSError (disk full, no permission) is left to the caller throughout.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Finding what registers itself: methods, teacher families, metrics, image formats."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.metadata

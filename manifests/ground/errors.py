@@ -1,7 +1,5 @@
 """The ways a command can end early. Each message is one line for the user; each class has one exit code."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 

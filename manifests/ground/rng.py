@@ -8,8 +8,6 @@ Everything below uses only operations that IEEE 754 rounds exactly (no library l
 differ in the last bit between processors), so the values are the same bits on every machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A field's kind says what may happen to it once its stage has begun: `identity` v
 and may not change, `growing` values may only grow, `operational` values are free.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -5,8 +5,6 @@ appears whole or not at all. Who reads or writes a file holds a kernel lock on i
 recently opened goes first when room is needed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

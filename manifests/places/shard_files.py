@@ -1,7 +1,5 @@
 """Files opened for reading, once their SHA-256 is found to be the manifest's."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """How the numbers of a state are stored: as float16, float32, or bfloat16, of which numpy sees the bits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

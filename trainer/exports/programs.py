@@ -4,8 +4,6 @@ Both take unit noise (N, C, H, W), float32 and any N, and of a conditional stude
 label_dim); both give images (N, C, H, W) in [-1, 1] but for overshoots.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import tempfile

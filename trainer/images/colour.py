@@ -1,7 +1,5 @@
 """Luminance and chroma of colour images, in a basis whose first vector is the luminance's."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

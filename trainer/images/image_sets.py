@@ -1,7 +1,5 @@
 """Image sets to train a teacher on or to compare samples with; each form of them is a file in formats/."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

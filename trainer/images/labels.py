@@ -1,7 +1,5 @@
 """Class numbers as the networks take them."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Work that a loop need not wait for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Training checkpoints: written whole or not at all, proved by checksums, read without executing anything."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import sys

@@ -1,7 +1,5 @@
 """The processes of one training: on which device each works, how they connect and how they agree."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import time

@@ -1,7 +1,5 @@
 """What happens in every training step beside the descent: clipping, averages, targets that follow."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

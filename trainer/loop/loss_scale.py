@@ -1,7 +1,5 @@
 """The factor that keeps gradients in the range of half precision."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Whatever is random in a step is a function of (seed, position in the sequence of
 number of processes and interruptions change nothing but rounding, or nothing at all.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import time

@@ -1,7 +1,5 @@
 """The processes of one training: who each is, as their launcher tells, and where they meet. Free of torch."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Mapping

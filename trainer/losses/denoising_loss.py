@@ -1,7 +1,5 @@
 """The training loss of an EDM teacher (arXiv 2206.00364, table 1 and section 5)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Perceptual distances: LPIPS through the lpips package, or its formula on the shipped digits classifier."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path

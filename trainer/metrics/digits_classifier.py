@@ -3,8 +3,6 @@
 They are two networks trained apart, so that a student is not trained on its own measure.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

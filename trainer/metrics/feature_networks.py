@@ -1,7 +1,5 @@
 """Feature networks that distributions of images are compared in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

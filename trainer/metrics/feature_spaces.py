@@ -1,7 +1,5 @@
 """In which features distributions of images are compared. Free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """The Frechet distance between feature distributions, in float64 and without a matrix square root."""
 
-from __future__ import annotations
-
 import functools
 import math
 import zipfile

@@ -1,7 +1,5 @@
 """Inception-v3 with the weights of the FID's own detector, through torch-fidelity."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """How the C library hands out the memory of tensors on the CPU."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 

@@ -1,7 +1,5 @@
 """What rounding GPUs are allowed, and what is exact where the networks compute in half precision."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ A declaration is free of torch, so that the command line explains a method witho
 its students is imported when it is needed.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields

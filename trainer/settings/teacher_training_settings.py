@@ -1,7 +1,5 @@
 """How an EDM teacher is trained for an image set. Free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hkdpipe.manifests.ground.sections import MAX_SEED, operational, setting

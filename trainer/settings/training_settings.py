@@ -1,7 +1,5 @@
 """[training]: what is learned from an archive, how long and how fast. Free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hkdpipe.manifests.ground.errors import Name, WrongValue

@@ -1,7 +1,5 @@
 """What the methods share: a student's place beside its teacher, its loss, its files."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import hashlib

@@ -5,8 +5,6 @@ files), which torch itself would unpickle freely; here it is read with a vocabul
 storages.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import math

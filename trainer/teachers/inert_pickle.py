@@ -10,8 +10,6 @@ are bounded by an allowance.
 Source of the opcodes: the documentation in Python's own `pickletools`.
 """
 
-from __future__ import annotations
-
 import pickle
 import pickletools
 import struct

@@ -1,7 +1,5 @@
 """EDM's noise schedule and its samplers (arXiv 2206.00364, equation 5, algorithms 1 and 2)."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence

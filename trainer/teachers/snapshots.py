@@ -5,8 +5,6 @@ EDM's code executes on loading; here the text is skipped. The layout is what EDM
 makes of torch's modules.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Pretrained teachers of any family: a folder of ours, their authors' files, the one that ships here."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field

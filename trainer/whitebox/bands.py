@@ -1,7 +1,5 @@
 """Spectral bands: the pairs of channels whose alpha lies between two quantiles of their level."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a spectral band does to the images: over the time of the evolution, and by their spatial frequency."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Editing with a one-step model: completing what is known of an image, and mixing the observables of two."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

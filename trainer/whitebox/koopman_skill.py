@@ -1,7 +1,5 @@
 """What the Koopman operators of a trained student do: their skill, their size, the student without them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from typing import TypeGuard

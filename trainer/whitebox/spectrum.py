@@ -1,7 +1,5 @@
 """The eigenvalues of a trained student's Koopman operators."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

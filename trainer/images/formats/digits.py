@@ -1,7 +1,5 @@
 """scikit-learn's digits, grey and in colours: image sets that need no file."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

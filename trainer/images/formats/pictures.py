@@ -4,8 +4,6 @@ Of a folder whose pictures all lie in subfolders, these are the classes, in the 
 has them in dataset.json, as EDM's do.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 import zlib

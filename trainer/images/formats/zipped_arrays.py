@@ -1,7 +1,5 @@
 """Image sets in an .npz: `images` (N, H, W) or (N, H, W, C) of uint8, and perhaps `labels` (N,)."""
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from pathlib import Path

@@ -4,8 +4,6 @@ x_0 = D({exp(A (tau(end) - tau(t))) z}) with {z} = E(x_t, t): every skip tensor 
 bottleneck evolve by a Koopman operator of their own. E and D start as the teacher's two halves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Self, cast
 

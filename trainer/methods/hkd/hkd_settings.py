@@ -1,7 +1,5 @@
 """[hkd]: how HKD learns; [koopman]: its operators. Free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from hkdpipe.manifests.ground.errors import Name, WrongValue

@@ -5,8 +5,6 @@ evolution exp(A dt) scales by e^{alpha dt} and rotates by beta dt. The real part
 tensor's channels, the imaginary parts the second (the paper's adjacent pairs, permuted).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

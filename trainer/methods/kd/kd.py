@@ -3,8 +3,6 @@
 x_0 = D(x_T; sigma_max), the skip connection c_skip x included, for a teacher of any preconditioning.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """A discriminator of patches (Isola et al., arXiv 1611.07004) and its losses."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -4,8 +4,6 @@ x_0 = D(C E_T(x_T) + b). An encoder of images, E_0, gives the latent that C E_T(
 from the first and the last state of trajectories alone, with networks of its own.
 """
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import torch

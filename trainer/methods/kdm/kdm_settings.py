@@ -1,7 +1,5 @@
 """[kdm]: the networks and the latents of KDM. Free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from hkdpipe.manifests.ground.sections import setting

@@ -1,7 +1,5 @@
 """The layers of EDM's U-Nets. Weights are kept in one precision and used in that of the input."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

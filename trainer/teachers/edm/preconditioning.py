@@ -1,7 +1,5 @@
 """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise): the four preconditionings of EDM's table 1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@ EDM's files don't hold the defaults of what training passed to the network, so t
 the better witness; what a snapshot says beside them is compared.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
