@@ -1,7 +1,5 @@
 """What can be known to fail before hours are spent."""
 
-from __future__ import annotations
-
 import torch
 
 from hkdpipe.stages.evaluation.reference import check_reference

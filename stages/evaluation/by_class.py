@@ -1,7 +1,5 @@
 """Measurements of a conditional model by class: rows of per_class.csv."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

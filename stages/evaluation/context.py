@@ -1,7 +1,5 @@
 """What the measurements of one evaluation share."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass

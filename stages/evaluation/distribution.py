@@ -3,8 +3,6 @@
 A row is kept in rows/ under what it depends on.
 """
 
-from __future__ import annotations
-
 import functools
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stage 3: measure a student beside its teacher, picture both, export the student."""
 
-from __future__ import annotations
-
 import datetime
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The pictures of an evaluation: samples.png and strip.png."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

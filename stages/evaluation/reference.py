@@ -1,7 +1,5 @@
 """What samples are compared with: images, or their statistics alone."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ What the network said of them is kept in parts until the evaluation is done, so 
 nor a second process repeats any of it.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Check an archive, down to the trajectories themselves, and make damaged shards again."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An archive in the other form, with the same trajectories."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Sampled trajectories as an archive stores them, computed where they were sampled."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Whether an archive fits its disk, known before the first trajectory."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

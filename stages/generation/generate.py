@@ -1,7 +1,5 @@
 """Stage 1: run the teacher's sampler and write an archive of its trajectories."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence

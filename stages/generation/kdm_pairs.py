@@ -3,8 +3,6 @@
 The pairs come from noise that is not the archive's own, so nothing of it can be computed again.
 """
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from collections.abc import Callable

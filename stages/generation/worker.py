@@ -1,7 +1,5 @@
 """Several processes that generate one archive together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What the trainings of a comparison have led to, in numbers, and tables of their means. Free of torch."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

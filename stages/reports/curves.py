@@ -1,7 +1,5 @@
 """Curves over the noise level as SVG that stands inside a page, whose style sheet gives it colours."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 It begins with the front matter that huggingface_hub reads; the names of the files are the hub's own already.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

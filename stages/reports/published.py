@@ -1,7 +1,5 @@
 """Numbers that papers report (published.toml), to stand beside measured ones."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

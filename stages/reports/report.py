@@ -4,8 +4,6 @@ It is made from what lies in the evaluation's folder alone, so that any command 
 make it again. Its words and elements are in the templates beside this file.
 """
 
-from __future__ import annotations
-
 import base64
 import csv
 import io

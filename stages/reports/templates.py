@@ -1,7 +1,5 @@
 """The templates of reports, in the files beside this one: what is put into them is escaped."""
 
-from __future__ import annotations
-
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 _ENVIRONMENT = Environment(

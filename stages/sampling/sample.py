@@ -1,7 +1,5 @@
 """Samples: one-step ones of an export or a checkpoint, or a teacher's by its own sampling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Students as the white-box commands take them: with operators, their noise and their classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How pictures are completed. Free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """[evaluation]: what is measured of a student. Free of torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

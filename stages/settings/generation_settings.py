@@ -1,7 +1,5 @@
 """[generation]: the archive of trajectories. Free of torch."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """How a teacher is sampled plainly. Free of torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """[teacher]: which teacher. Free of torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hkdpipe.manifests.ground.sections import setting

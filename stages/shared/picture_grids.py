@@ -1,7 +1,5 @@
 """Grids of images as PNG files, captioned."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How a stage speaks while it works and what it hands back when it is done."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field

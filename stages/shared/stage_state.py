@@ -1,7 +1,5 @@
 """Where each stage stands, read from what it wrote. Free of torch, so that `status` answers at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Convert a teacher's file into the folder that every stage reads fastest."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Train an EDM teacher on a set of images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial

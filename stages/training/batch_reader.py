@@ -1,7 +1,5 @@
 """What training reads at a position of its endless sequence."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 from collections.abc import Callable

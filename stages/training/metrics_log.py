@@ -1,7 +1,5 @@
 """metrics.csv of a training: one row per report, continued after an interruption without doubled rows."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

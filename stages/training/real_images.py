@@ -1,7 +1,5 @@
 """The real images that some methods learn from beside the archive."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The Frechet distance of a student while it is trained, of a few images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """TensorBoard's event files, which need the package `tensorboard`."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path

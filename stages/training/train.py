@@ -1,7 +1,5 @@
 """Stage 2: train a student from an archive of trajectories."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace

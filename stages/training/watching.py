@@ -1,7 +1,5 @@
 """What is written of a training while it goes on: its numbers, and how it does on held-out trajectories."""
 
-from __future__ import annotations
-
 import resource
 from pathlib import Path
 

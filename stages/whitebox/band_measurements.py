@@ -1,7 +1,5 @@
 """What the bands of a student do to its images, measured over many of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

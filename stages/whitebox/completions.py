@@ -1,7 +1,5 @@
 """Completing pictures of which a part is known: inpainting and colorization."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Frequency-aware edits: a spectral band of a reference mixed into an image, by several ratios."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Sequence

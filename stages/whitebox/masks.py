@@ -1,7 +1,5 @@
 """Spatial masks: built-in ones, and those of a picture."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

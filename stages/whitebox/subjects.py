@@ -1,7 +1,5 @@
 """The images that inpainting, colorization and edits are given: pictures, or samples by their seeds."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

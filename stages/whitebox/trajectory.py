@@ -1,7 +1,5 @@
 """Stored trajectories as a student sees them, and pictures between two of its images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
