@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hkdpipe.manifests.ground import rng
@@ -63,9 +64,9 @@ def sample(
             return generator.sample(noise, labels)
         return generator.sample(noise, labels, steps, draw)
 
-    what = _Asked(shape, count, seed, classes, label_dim, device)
     rows = (("model", str(model)), ("network evaluations each", str(steps)))
-    return _sample(images, what, out, rows, reporter, stop)
+    told = partial(one_hot, label_dim=label_dim, device=device)
+    return _sample(images, shape, count, seed, classes, told, out, rows, reporter, stop)
 
 
 def _generator(model: Path, device: torch.device, steps: int) -> Student | OnnxModel:
@@ -107,12 +108,10 @@ def sample_teacher(
             return sample_stochastic(loaded, noise, draw, churn, steps, labels, solver=solver)
         return sample_trajectory(loaded, noise, steps, labels, solver=solver, keep=[steps])[0][0]
 
-    rows = (
-        ("teacher", teacher),
-        ("network evaluations each", str(evaluations(sampling.steps, sampling.solver))),
-    )
-    what = _Asked(loaded.image_shape, count, seed, classes, label_dim, device)
-    return _sample(images, what, out, rows, reporter, stop)
+    nfe = evaluations(sampling.steps, sampling.solver)
+    rows = (("teacher", teacher), ("network evaluations each", str(nfe)))
+    told = partial(one_hot, label_dim=label_dim, device=device)
+    return _sample(images, loaded.image_shape, count, seed, classes, told, out, rows, reporter, stop)
 
 
 def _noise(
@@ -136,46 +135,35 @@ def _noise(
     return of("sampling"), lambda step: of(f"{later}-{step}")
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """How many images of which shape and of which classes; none of an unconditional network."""
-
-    shape: tuple[int, int, int]
-    count: int
-    seed: int
-    classes: tuple[int, ...]
-    label_dim: int
-    device: torch.device
-
-
 def _sample(
     make: Callable[[range, Tensor | None], Tensor],
-    asked: _Asked,
+    shape: tuple[int, int, int],
+    count: int,
+    seed: int,
+    classes: tuple[int, ...],
+    told: Callable[[NDArray[np.int64] | None], Tensor | None],
     out: Path,
     rows: tuple[tuple[str, str], ...],
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> Summary:
     """Write what `make` gives for the numbers of images and their one-hot classes, batch by batch."""
-    count = asked.count
-    labels = rng.choice(asked.seed, "sampling-labels", range(count), asked.classes) if asked.classes else None
+    labels = rng.choice(seed, "sampling-labels", range(count), classes) if classes else None
     make_folders(out)
-    images = np.empty((count, *asked.shape), dtype=np.float32)
+    images = np.empty((count, *shape), dtype=np.float32)
     with reporter.phase("sampling", count, "images") as advance, torch.inference_mode():
         for start in range(0, count, BATCH_SIZE):
             heed(stop)
             indices = range(start, min(start + BATCH_SIZE, count))
-            told = None
-            if labels is not None:
-                told = one_hot(labels[start : indices.stop], asked.label_dim, asked.device)
-            images[start : indices.stop] = make(indices, told).cpu().numpy()
+            own = None if labels is None else labels[start : indices.stop]
+            images[start : indices.stop] = make(indices, told(own)).cpu().numpy()
             advance(indices.stop)
     save_arrays(out / "samples.npz", images, **({} if labels is None else {"labels": labels}))
     save_png(out / "samples.png", grid(images[:PICTURED], math.ceil(math.sqrt(min(count, PICTURED)))))
-    classes = [("classes", _in_words(asked.classes))] if asked.classes else []
+    drawn = [("classes", _in_words(classes))] if classes else []
     return Summary(
         title="sample",
-        rows=(("images", f"{count:,}"), *classes, ("seed", str(asked.seed)), *rows),
+        rows=(("images", f"{count:,}"), *drawn, ("seed", str(seed)), *rows),
         files=(out / "samples.png", out / "samples.npz"),
         data={"images": str(out / "samples.npz"), "picture": str(out / "samples.png"), "count": count},
     )

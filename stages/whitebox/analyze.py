@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,22 +17,8 @@ from hkdpipe.stages.reports.report import REPORT, write_report
 from hkdpipe.stages.sampling.students import load_hkd, sampling_labels, sampling_noise, trained_classes
 from hkdpipe.stages.shared.picture_grids import save_png, strip
 from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
-from hkdpipe.stages.whitebox.band_measurements import (
-    BandEffect,
-    Generated,
-    band_effect,
-    cumulative_shares,
-    generated,
-    low_share,
-)
-from hkdpipe.stages.whitebox.plots import (
-    Panel,
-    check_plots,
-    figure_bytes,
-    lines_figure,
-    maps_figure,
-    spectrum_figure,
-)
+from hkdpipe.stages.shared.tables import Row, write_table
+from hkdpipe.stages.whitebox import band_measurements, plots
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.students.loading import saved_model
@@ -50,17 +34,8 @@ PICTURED = 10  # images in a row
 TIMES = 9
 CLASSES = 10  # that are compared, at most
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-Row = Mapping[str, str | int | float]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of analysis.json."""
-
-    title: str
-    text: str
-    pictures: list[dict[str, str]] = field(default_factory=list)
-    tables: list[dict[str, str]] = field(default_factory=list)
+Section = dict[str, Any]
+"""A part of analysis.json: its `title`, `text`, `pictures` and `tables`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +45,7 @@ class _Analysis:
     model: HKD
     out: Path
     bands: Sequence[Band]
-    parts: Sequence[Generated]
+    parts: Sequence[band_measurements.Generated]
     files: list[Path]
 
     @property
@@ -80,7 +55,7 @@ class _Analysis:
     def plot(self, name: str, figure: Figure, alt: str, forms: Sequence[str] = ("png",)) -> dict[str, str]:
         for form in forms:
             path = self.out / f"{name}.{form}"
-            write_atomic(path, figure_bytes(figure, form))
+            write_atomic(path, plots.figure_bytes(figure, form))
             self.files.append(path)
         return {"file": f"{name}.png", "alt": alt}
 
@@ -90,14 +65,7 @@ class _Analysis:
         return {"file": f"{name}.png", "alt": alt}
 
     def table(self, name: str, title: str, rows: Sequence[Row]) -> dict[str, str]:
-        header = list(rows[0])
-        cells = [
-            [format(value, ".5g") if isinstance(value, float) else str(value) for value in row.values()]
-            for row in rows
-        ]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([header, *cells])
-        write_atomic(self.out / f"{name}.csv", text.getvalue().encode())
+        write_table(self.out / f"{name}.csv", rows, ".5g")
         self.files.append(self.out / f"{name}.csv")
         return {"title": title, "file": f"{name}.csv"}
 
@@ -117,7 +85,7 @@ def analyze(
 
     `model` is an export or a checkpoint of hkd. The bands are taken of all levels, and of each alone.
     """
-    check_plots()
+    plots.check_plots()
     student = load_hkd(model, device)
     levels = operator_levels(student)
     for band in bands:
@@ -130,7 +98,7 @@ def analyze(
     sections = []
     with reporter.phase("analysis", 5, "sections") as advance, torch.inference_mode():
         parts = []
-        for part in generated(student, noise, labels):
+        for part in band_measurements.generated(student, noise, labels):
             parts.append(part)
             heed(stop, "the analysis begins anew")
         analysis = _Analysis(student, out, bands, parts, [])
@@ -140,7 +108,7 @@ def analyze(
         effects = []
         for level in divided:
             for band in bands:
-                effects.append(band_effect(student, parts, band, level))
+                effects.append(band_measurements.band_effect(student, parts, band, level))
                 heed(stop, "the analysis begins anew")
         sections.append(_masking(analysis, effects))
         advance(2)
@@ -156,7 +124,7 @@ def analyze(
         {
             "title": f"The operators of {model}",
             "weights": saved_model(model, "ema").sha256,
-            "sections": [asdict(section) for section in sections],
+            "sections": sections,
         },
     )
     whole = effects[: len(bands)]
@@ -200,14 +168,10 @@ def _spectrum(analysis: _Analysis) -> Section:
     changes = []
     for level in spectra:
         numbers = [number for number, shape in enumerate(student.shapes) if shape[1] == level]
-        squared = [
-            sum(float(tensor.double().square().sum()) for tensor in tensors)
-            for tensors in (
-                [part.end[number] - part.start[number] for part in analysis.parts for number in numbers],
-                [part.start[number] for part in analysis.parts for number in numbers],
-            )
-        ]
-        changes.append(f"{(squared[0] / squared[1]) ** 0.5:.1%} of their norm at {level}×{level}")
+        both = [(part.start[number], part.end[number]) for part in analysis.parts for number in numbers]
+        moved = sum(float((end - start).double().square().sum()) for start, end in both)
+        whole = sum(float(start.double().square().sum()) for start, _ in both)
+        changes.append(f"{(moved / whole) ** 0.5:.1%} of their norm at {level}×{level}")
     text = (
         "Every pair of channels at every location has the eigenvalues α ± iβ. From the start of a trajectory "
         f"to its end the time of the evolution runs by {dt:.3g}, so that the propagator's eigenvalues are "
@@ -216,20 +180,19 @@ def _spectrum(analysis: _Analysis) -> Section:
         f"{', '.join(changes)}."
     )
     levels = ", ".join(f"{level}×{level}" for level in spectra)
+    shown = f"Eigenvalues, densities of α and β, and the propagator on the complex plane, at {levels}"
+    over = f"Mean |α| and |β| over the locations, at {levels}"
     pictures = [
-        analysis.plot(
-            "spectrum",
-            spectrum_figure(spectra, dt),
-            f"Eigenvalues, densities of α and β, and the propagator on the complex plane, at {levels}",
-        ),
-        analysis.plot("maps", maps_figure(spectra), f"Mean |α| and |β| over the locations, at {levels}"),
+        analysis.plot("spectrum", plots.spectrum_figure(spectra, dt), shown),
+        analysis.plot("maps", plots.maps_figure(spectra), over),
     ]
-    return Section("Spectrum", text, pictures, [analysis.table("spectrum", "Quantiles by level", rows)])
+    table = analysis.table("spectrum", "Quantiles by level", rows)
+    return {"title": "Spectrum", "text": text, "pictures": pictures, "tables": [table]}
 
 
-def _row(effect: BandEffect) -> dict[str, str | int | float]:
+def _row(effect: band_measurements.BandEffect) -> Row:
     return {
-        "level": "all" if effect.level is None else effect.level,
+        "level": effect.level or "all",
         "band": str(effect.band),
         "share_of_z": effect.share,
         "mse_alone": effect.alone,
@@ -239,21 +202,18 @@ def _row(effect: BandEffect) -> dict[str, str | int | float]:
     }
 
 
-def _masking(analysis: _Analysis, effects: Sequence[BandEffect]) -> Section:
+def _masking(analysis: _Analysis, effects: Sequence[band_measurements.BandEffect]) -> Section:
     student, part = analysis.model, analysis.parts[0]
     z = [tensor[:PICTURED] for tensor in part.end]
     labels = None if part.labels is None else part.labels[:PICTURED]
-
-    def decoded(band: Band, level: int | None) -> Tensor:
-        return student.decode(masked(z, band_masks(student, band, level)), labels)
-
     alone = [(f"{band} alone", band) for band in analysis.bands]
     up_to = [Band(0, band.high) for band in analysis.bands if band.low > 0 and band.high < 1]
     rows = alone + [(f"smallest {band.high:.0%}", band) for band in up_to]
     pictures = []
     for level in dict.fromkeys(effect.level for effect in effects):
         where = "all levels" if level is None else f"level {level} only"
-        images = [part.images[:PICTURED], *(decoded(band, level) for _, band in rows)]
+        divided = [masked(z, band_masks(student, band, level)) for _, band in rows]
+        images = [part.images[:PICTURED], *(student.decode(own, labels) for own in divided)]
         captions = [f"whole; below it, bands of {where}", *(caption for caption, _ in rows)]
         numbers = [str(number) for number in range(len(images[0]))]
         sheet = strip([row.float().cpu().numpy() for row in images], captions, numbers)
@@ -266,59 +226,50 @@ def _masking(analysis: _Analysis, effects: Sequence[BandEffect]) -> Section:
         "share_of_z is the band's part of the squared norm of what is divided."
     )
     table = analysis.table("bands", "Effect of each band", [_row(effect) for effect in effects])
-    return Section("Spectral masking", text, pictures, [table])
+    return {"title": "Spectral masking", "text": text, "pictures": pictures, "tables": [table]}
 
 
-def _frequencies(analysis: _Analysis, effects: Sequence[BandEffect]) -> Section:
+def _frequencies(analysis: _Analysis, effects: Sequence[band_measurements.BandEffect]) -> Section:
     images = analysis.images
     own = radial_power(images).mean(dim=0).cpu()
     whole = [effect for effect in effects if effect.level is None]
-    cycles = list(range(len(own)))
+    axis, cycles = "cycles an image", list(range(len(own)))
     shares = {str(effect.band): (effect.power / effect.power.sum()).tolist() for effect in whole}
     ratios = {str(effect.band): (effect.power / own).tolist() for effect in whole}
-    figure = lines_figure(
-        [
-            Panel(
-                "what is lost without the band (share of its power)",
-                "cycles an image",
-                cycles,
-                shares,
-                reference={"the images": (own / own.sum()).tolist()},
-            ),
-            Panel("power lost / the image's own", "cycles an image", cycles, ratios),
-        ]
-    )
+    reference = {"the images": (own / own.sum()).tolist()}
+    title = "what is lost without the band (share of its power)"
+    panels = [
+        plots.Panel(title, axis, cycles, shares, reference=reference),
+        plots.Panel("power lost / the image's own", axis, cycles, ratios),
+    ]
     lost = "; ".join(f"{e.band}: {e.frequency:.2f} ({e.low:.0%} low)" for e in whole)
     means = [effect.frequency for effect in whole]
     text = (
         "What an image loses without a band, by the spatial frequency of the loss (radial power spectrum of "
         "the difference). Mean frequency in cycles an image, and the share up to a quarter of the highest "
         f"frequency: {lost}; the images themselves: {mean_frequency(own):.2f} "
-        f"({low_share(own, images.shape[-1]):.0%} low). The bands' means lie within "
+        f"({band_measurements.low_share(own, images.shape[-1]):.0%} low). The bands' means lie within "
         f"{max(means) - min(means):.2f} cycles."
     )
     table: list[Row] = [
-        {
-            "level": "all" if e.level is None else e.level,
-            "band": str(e.band),
-            "cycles": k,
-            "power": float(power),
-        }
+        {"level": e.level or "all", "band": str(e.band), "cycles": k, "power": float(power)}
         for e in effects
         for k, power in enumerate(e.power)
     ]
     table += [{"level": "", "band": "images", "cycles": k, "power": float(p)} for k, p in enumerate(own)]
-    picture = analysis.plot("frequencies", figure, f"Power by spatial frequency. {lost}", ("png", "svg"))
-    written = analysis.table("frequencies", "Power by spatial frequency", table)
-    return Section("Bands and spatial frequencies", text, [picture], [written])
+    alt = f"Power by spatial frequency. {lost}"
+    return {
+        "title": "Bands and spatial frequencies",
+        "text": text,
+        "pictures": [analysis.plot("frequencies", plots.lines_figure(panels), alt, ("png", "svg"))],
+        "tables": [analysis.table("frequencies", "Power by spatial frequency", table)],
+    }
 
 
 def _cumulative(analysis: _Analysis) -> Section:
     student = analysis.model
-    sigmas = sigma_schedule(
-        TIMES, sigma_min=student.sigma_min, sigma_max=student.sigma_max, rho=student.rho
-    ).tolist()[1:-1]
-    effect, share = cumulative_shares(student, analysis.parts, analysis.bands, sigmas)
+    sigmas = sigma_schedule(TIMES, student.sigma_min, student.sigma_max, student.rho).tolist()[1:-1]
+    effect, share = band_measurements.cumulative_shares(student, analysis.parts, analysis.bands, sigmas)
     names = [str(band) for band in analysis.bands]
     pixels = student.image_shape[0] * student.image_shape[1] * student.image_shape[2]
     rows: list[Row] = [
@@ -326,29 +277,20 @@ def _cumulative(analysis: _Analysis) -> Section:
         for name, one, part in zip(names, effect, share, strict=True)
         for k, sigma in enumerate(sigmas)
     ]
-    figure = lines_figure(
-        [
-            Panel(
-                "cumulative effect (share)", "σ", sigmas, dict(zip(names, share.tolist(), strict=True)), "log"
-            ),
-            Panel(
-                "cumulative effect (MSE)",
-                "σ",
-                sigmas,
-                dict(zip(names, (effect / pixels).tolist(), strict=True)),
-                "log",
-            ),
-        ]
-    )
+    panels = []
+    for kind, values in (("share", share), ("MSE", effect / pixels)):
+        lines = dict(zip(names, values.tolist(), strict=True))
+        panels.append(plots.Panel(f"cumulative effect ({kind})", "σ", sigmas, lines, "log"))
     ends = "; ".join(f"{name}: {float(part[-1]):.0%}" for name, part in zip(names, share, strict=True))
     text = (
         "How much of a band's part in the image has come about by σ: the squared difference between the "
         "image with the band evolved to σ and that with the band left at the start, the rest evolved to the "
         f"end in both; as a share of the sum over the bands. Shares at the end: {ends}."
     )
-    picture = analysis.plot("cumulative", figure, f"Cumulative effect over time. {ends}", ("png", "svg"))
-    written = analysis.table("cumulative", "Cumulative effect", rows)
-    return Section("Cumulative effect", text, [picture], [written])
+    alt = f"Cumulative effect over time. {ends}"
+    picture = analysis.plot("cumulative", plots.lines_figure(panels), alt, ("png", "svg"))
+    table = analysis.table("cumulative", "Cumulative effect", rows)
+    return {"title": "Cumulative effect", "text": text, "pictures": [picture], "tables": [table]}
 
 
 def _by_class(analysis: _Analysis, classes: Sequence[int], noise: Tensor) -> Section:
@@ -358,14 +300,14 @@ def _by_class(analysis: _Analysis, classes: Sequence[int], noise: Tensor) -> Sec
     lines: list[dict[str, list[float]]] = [{}, {}]
     for number in classes:
         labels = one_hot(np.full(len(noise), number), student.arch.label_dim, student.device)
-        parts = list(generated(student, noise, labels))
+        parts = list(band_measurements.generated(student, noise, labels))
         for band in analysis.bands:
-            effect = band_effect(student, parts, band, None)
+            effect = band_measurements.band_effect(student, parts, band, None)
             rows.append({"class": number, **_row(effect)})
             for line, value in zip(lines, (effect.share, effect.frequency), strict=True):
                 line.setdefault(str(band), []).append(value)
     panels = [
-        Panel(title, "class", list(classes), line)
+        plots.Panel(title, "class", list(classes), line)
         for title, line in zip(("share of |z|²", "mean frequency lost without it"), lines, strict=True)
     ]
     text = (
@@ -373,6 +315,6 @@ def _by_class(analysis: _Analysis, classes: Sequence[int], noise: Tensor) -> Sec
         "how strongly the encoder excites each band, and what the decoder makes of it: the bands' shares of "
         f"|z|² at the end and their effect on the images, for {len(classes)} classes with the same noise."
     )
-    picture = analysis.plot("classes", lines_figure(panels), "Bands by class", ("png", "svg"))
-    written = analysis.table("classes", "Effect of each band by class", rows)
-    return Section("Classes", text, [picture], [written])
+    picture = analysis.plot("classes", plots.lines_figure(panels), "Bands by class", ("png", "svg"))
+    table = analysis.table("classes", "Effect of each band by class", rows)
+    return {"title": "Classes", "text": text, "pictures": [picture], "tables": [table]}

@@ -1,7 +1,5 @@
 """Frequency-aware edits: a spectral band of a reference mixed into an image, by several ratios."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hkdpipe.manifests.ground.atomic_files import make_folders, write_atomic
+from hkdpipe.manifests.ground.atomic_files import make_folders
 from hkdpipe.manifests.ground.errors import Name, WrongValue
 from hkdpipe.stages.sampling.students import load_hkd
 from hkdpipe.stages.shared.picture_grids import save_arrays, save_png, strip
 from hkdpipe.stages.shared.reporting import Reporter, Summary, heed
+from hkdpipe.stages.shared.tables import write_table
 from hkdpipe.stages.whitebox.masks import read_mask
 from hkdpipe.stages.whitebox.subjects import Subjects, read_subjects
 from hkdpipe.trainer.methods.hkd.hkd import HKD
@@ -97,13 +96,18 @@ def edit(
         for name, images in edited.items()
         for ratio, change in zip(wanted.ratios, _changes(images, ends, painted), strict=True)
     ]
-    _write(out, rows, edited, ends, wanted.ratios)
+    make_folders(out)
+    files = tuple(out / f"edit.{suffix}" for suffix in ("png", "csv", "npz"))
+    strips = [torch.cat([ends[0], images, ends[1]]).cpu().numpy() for images in edited.values()]
+    columns = ["original", *(f"{ratio:.0%}" for ratio in wanted.ratios), "reference"]
+    save_png(files[0], strip(strips, [f"band: {name}" for name in edited], columns, SIDE))
+    write_table(files[1], rows)
+    save_arrays(files[2], torch.cat(list(edited.values())).cpu().numpy())
     reconstructed = {
         option: (end - one.images).square().mean().sqrt().item()
         for option, one, end in zip(("image", "reference"), given, ends, strict=True)
         if one.noise is None
     }
-    files = tuple(out / f"edit.{suffix}" for suffix in ("png", "csv", "npz"))
     return Summary(
         title=f"edit of {image} by {reference} at sigma {time:.3g}, mask {wanted.mask}",
         header=("band", "ratio", "change inside", "outside", "low frequencies kept", "high kept"),
@@ -136,9 +140,8 @@ def _one(subjects: Subjects, name: Name, source: str) -> Subjects:
 
 def _fitting(teacher: str, student: HKD, device: torch.device) -> Teacher:
     loaded = load_teacher(teacher, device)
-    theirs, own = (
-        f"{'x'.join(map(str, of.image_shape))} and {of.arch.label_dim}" for of in (loaded, student)
-    )
+    kinds = ((of.image_shape, of.arch.label_dim) for of in (loaded, student))
+    theirs, own = (f"{'x'.join(map(str, shape))} and {classes}" for shape, classes in kinds)
     if theirs != own:
         accepted = f"of images {theirs} classes; accepted: {own}, as the model's"
         raise WrongValue(Name("teacher"), f" {teacher}: {accepted}")
@@ -167,23 +170,3 @@ def _changes(images: Tensor, ends: Sequence[Tensor], painted: Tensor) -> list[di
         {"change_inside": a, "change_outside": b, "low_kept": c, "high_kept": d}
         for a, b, c, d in zip(*(part.tolist() for part in (inside, outside, low, high)), strict=True)
     ]
-
-
-def _write(
-    out: Path,
-    rows: Sequence[dict[str, Any]],
-    edited: dict[str, Tensor],
-    ends: Sequence[Tensor],
-    ratios: Sequence[float],
-) -> None:
-    make_folders(out)
-    original, reference = ends
-    strips = [torch.cat([original, images, reference]).cpu().numpy() for images in edited.values()]
-    columns = ["original", *(f"{ratio:.0%}" for ratio in ratios), "reference"]
-    save_png(out / "edit.png", strip(strips, [f"band: {name}" for name in edited], columns, SIDE))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(out / "edit.csv", text.getvalue().encode())
-    save_arrays(out / "edit.npz", torch.cat(list(edited.values())).cpu().numpy())

@@ -56,20 +56,14 @@ def trajectory(
     scale = np.maximum(1, sigmas).astype(np.float32)[:, None, None, None]
     rows: dict[str, NDArray[np.float32]] = {
         "states (x / max(1, sigma))": states / scale,
-        "end seen from each": _columns([*seen, x[:, -1]]),
-        "start evolved (not trained for)": _columns([*evolved, x[:, -1]]),
+        "end seen from each": _stacked([*seen, x[:, -1]], 1),
+        "start evolved (not trained for)": _stacked([*evolved, x[:, -1]], 1),
     }
-    captions = [f"{index}: {caption}" for index in indices for caption in rows]
-    sheet = [row[number] for number in range(len(indices)) for row in rows.values()]
     columns = [f"{sigma:.2g}" for sigma in sigmas]
-    names = list(rows)
-    make_folders(out)
-    files = [out / "trajectory.png"]
-    save_png(files[0], strip(sheet, captions, columns))
-    for name, shown in (("seen", names[:2]), ("evolved", [names[0], names[2]])):
-        files += _animate(
-            out, name, {caption: rows[caption] for caption in shown}, [f"sigma {c}" for c in columns]
-        )
+    files = [_sheet(out / "trajectory.png", rows, indices, columns)]
+    (given, *_), frames = rows.items(), [f"sigma {column}" for column in columns]
+    for name, shown in zip(("seen", "evolved"), list(rows.items())[1:], strict=True):
+        files += _animate(out, name, dict([given, shown]), frames)
     return Summary(
         title="trajectory",
         rows=(
@@ -135,23 +129,20 @@ def interpolate(
         by_noise.append(student.sample(spherical(noise[one], noise[other], weights), told))
         mixed = [linear(tensor[one], tensor[other], weights) for tensor in observed]
         by_latents.append(student.decode(student.evolve(mixed, level, end), told))
-    rows = {"noise, spherical": _rows(by_noise), f"latents, sigma {sigma:.2g}": _rows(by_latents)}
-    captions = [f"{one} to {other}: {caption}" for one, other in pairs for caption in rows]
-    sheet = [row[number] for number in range(len(pairs)) for row in rows.values()]
+    rows = {"noise, spherical": _stacked(by_noise, 0), f"latents, sigma {sigma:.2g}": _stacked(by_latents, 0)}
     columns = [f"{weight:.0%}" for weight in weights.tolist()]
-    make_folders(out)
-    files = [out / "interpolation.png"]
-    save_png(files[0], strip(sheet, captions, columns))
-    files += _animate(out, "interpolation", rows, columns)
+    named = [f"{one} to {other}" for one, other in pairs]
+    picture = _sheet(out / "interpolation.png", rows, named, columns)
+    files = [picture, *_animate(out, "interpolation", rows, columns)]
     return Summary(
         title="interpolate",
         rows=(
-            ("pairs", ", ".join(f"{one} to {other}" for one, other in pairs)),
+            ("pairs", ", ".join(named)),
             ("between latents at", f"σ = {sigma:.4g}"),
             ("images each", str(steps)),
         ),
         files=tuple(files),
-        data={"picture": str(files[0]), "pairs": [list(pair) for pair in pairs], "sigma": sigma},
+        data={"picture": str(picture), "pairs": [list(pair) for pair in pairs], "sigma": sigma},
     )
 
 
@@ -183,14 +174,22 @@ def _nearest_state(sigmas: NDArray[np.float64], time: float | None) -> int:
     return int(np.abs(np.log(known / time)).argmin())
 
 
-def _columns(images: Sequence[Tensor]) -> NDArray[np.float32]:
-    """Images (N, C, H, W) of each column: (N, columns, C, H, W)."""
-    return torch.stack(list(images), dim=1).float().cpu().numpy()
+def _stacked(images: list[Tensor], dim: int) -> NDArray[np.float32]:
+    """Rows of columns of images (rows, columns, C, H, W), of each row (dim 0) or of each column (1)."""
+    return torch.stack(images, dim).float().cpu().numpy()
 
 
-def _rows(images: Sequence[Tensor]) -> NDArray[np.float32]:
-    """Images (columns, C, H, W) of each row: (rows, columns, C, H, W)."""
-    return torch.stack(list(images)).float().cpu().numpy()
+def _sheet(
+    path: Path, rows: dict[str, NDArray[np.float32]], names: Sequence[object], columns: Sequence[str]
+) -> Path:
+    """All rows (N, columns, C, H, W) of the first of N names, then those of the next."""
+    captions = [f"{name}: {caption}" for name in names for caption in rows]
+    make_folders(path.parent)
+    save_png(
+        path,
+        strip([images for each in zip(*rows.values(), strict=True) for images in each], captions, columns),
+    )
+    return path
 
 
 def _animate(
