@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,15 +45,22 @@ def verify(
     state and computes some trajectories again. `teacher`: where the archive's own is not where it was.
     Raises UsageError for another teacher, InputError where nothing says what the archive was to hold.
     """
-    findings = _inspect(root, depth, reporter, stop)
+    findings = trusted_plan(root)
+    go_on = partial(heed, stop, "nothing was changed")
+    with reporter.phase("checking", findings.plan.shards, "shards") as advance:
+
+        def checked(done: int) -> None:
+            advance(done)
+            go_on()
+
+        check_shards(root, findings, depth != "fast", checked)
     loaded: Teacher | None = None
-    imported = findings.plan.origin == IMPORTED
-    if not imported and (depth == "deep" or (repair and findings.shards)):
+    if findings.plan.origin != IMPORTED and (depth == "deep" or (repair and findings.shards)):
         loaded = _load(root, findings.plan, teacher, device)
     if depth == "deep":
-        _check_states(root, findings, reporter, stop)
-    if depth == "deep" and loaded is not None:
-        _check_by_computing(root, findings, loaded, device, reporter, stop)
+        _check_states(root, findings, reporter, go_on)
+        if loaded is not None:
+            _check_by_computing(root, findings, loaded, device, reporter, go_on)
     if findings.unfinished and not findings.shards:
         # Whoever wrote the last shard was stopped before it could do this.
         with Claims(root) as claims, claims.waiting(WHOLE):
@@ -65,7 +73,10 @@ def verify(
     notes = []
     if repair and faults:
         with Claims(root) as claims:
-            notes = _repair(root, findings, loaded, claims, device, reporter, stop)
+            maker = None
+            if loaded is not None:
+                maker = ShardMaker(loaded, root, findings.plan, claims, device, reporter, stop)
+            notes = _repair(root, findings, claims, maker)
     plan = findings.plan
     state = "good" if not faults else "repaired" if repair else "damaged"
     rows = [
@@ -83,18 +94,6 @@ def verify(
     )
 
 
-def _inspect(root: Path, depth: Depth, reporter: Reporter, stop: Callable[[], bool]) -> Findings:
-    findings = trusted_plan(root)
-    with reporter.phase("checking", findings.plan.shards, "shards") as advance:
-
-        def checked(done: int) -> None:
-            advance(done)
-            heed(stop, "nothing was changed")
-
-        check_shards(root, findings, depth != "fast", checked)
-    return findings
-
-
 def _load(root: Path, plan: Plan, teacher: str | None, device: torch.device) -> Teacher:
     loaded = load_teacher(teacher or plan.teacher["source"], device)
     if loaded.sha256 != plan.teacher["sha256"]:
@@ -109,7 +108,7 @@ def _load(root: Path, plan: Plan, teacher: str | None, device: torch.device) -> 
     return loaded
 
 
-def _check_states(root: Path, findings: Findings, reporter: Reporter, stop: Callable[[], bool]) -> None:
+def _check_states(root: Path, findings: Findings, reporter: Reporter, go_on: Callable[[], None]) -> None:
     """Every state is finite, and every trajectory that is not imported starts at the noise of its index.
 
     Shards at fault already are left out; a shard found wrong here joins them.
@@ -117,7 +116,7 @@ def _check_states(root: Path, findings: Findings, reporter: Reporter, stop: Call
     plan = findings.plan
     with reporter.phase("reading every state", plan.count, "trajectories") as advance:
         for k in range(plan.shards):
-            heed(stop, "nothing was changed")
+            go_on()
             _, end = plan.shard_range(k)
             if k not in findings.shards and (fault := _state_fault(root, findings, k)):
                 findings.shards[k] = fault
@@ -148,7 +147,7 @@ def _check_by_computing(
     teacher: Teacher,
     device: torch.device,
     reporter: Reporter,
-    stop: Callable[[], bool],
+    go_on: Callable[[], None],
 ) -> None:
     """Some network batches, drawn at random, computed again.
 
@@ -159,7 +158,7 @@ def _check_by_computing(
     here = fingerprint(plan, device)
     with reporter.phase("computing some again", REGENERATED, "batches") as advance:
         for done in range(min(REGENERATED, len(shards))):
-            heed(stop, "nothing was changed")
+            go_on()
             k = secrets.choice(shards)
             start, _ = plan.shard_range(k)
             batch = secrets.randbelow(batches(plan, k))
@@ -168,11 +167,8 @@ def _check_by_computing(
             indices = range(first, first + len(made))
             record = findings.records[k]
             stored = read_shard(root, plan, record, indices)
-            if record.fingerprint == here:
-                same = made.tobytes() == stored.tobytes()
-            else:
-                same = _close(made, stored, plan)
-            if not same:
+            alike = record.fingerprint == here
+            if not (made.tobytes() == stored.tobytes() if alike else _close(made, stored, plan)):
                 findings.shards[k] = (
                     f"{root / record.file}: trajectories {first} to {indices[-1]} are not what the teacher "
                     f"makes of their noise (shard {k})"
@@ -195,15 +191,7 @@ def _decoded(stored: NDArray[Any], plan: Plan) -> NDArray[np.floating]:
     return decode_states(plan, every, lambda wanted: stored[rows, wanted])
 
 
-def _repair(
-    root: Path,
-    findings: Findings,
-    teacher: Teacher | None,
-    claims: Claims,
-    device: torch.device,
-    reporter: Reporter,
-    stop: Callable[[], bool],
-) -> list[str]:
+def _repair(root: Path, findings: Findings, claims: Claims, maker: ShardMaker | None) -> list[str]:
     """Put everything right; returns what is worth knowing of the shards made again."""
     plan = findings.plan
     shards = sorted(findings.shards)
@@ -219,8 +207,8 @@ def _repair(
             Remedy("importing them again", {"archive": root, "form": plan.form}),
             " writes them",
         )
-    if teacher is not None and shards:
-        ShardMaker(teacher, root, plan, claims, device, reporter, stop).make()
+    if maker is not None and shards:
+        maker.make()
     with claims.waiting(WHOLE):
         finish(root, planned(root))
     notes = []

@@ -60,9 +60,8 @@ def write_missing(
         with reporter.phase("converting", plan.shards, "shards") as advance:
             for k in missing_shards(out, plan):
                 if stop():
-                    raise Interrupted(
-                        f"stopped before shard {k + 1} of {plan.shards}; whole shards are kept in {out}"
-                    )
+                    whole = f"whole shards are kept in {out}"
+                    raise Interrupted(f"stopped before shard {k + 1} of {plan.shards}; {whole}")
                 if not claims.take(claim_of(k)):
                     continue
                 if valid_record(out, plan, k) is None:

@@ -32,6 +32,8 @@ from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 
 WHOLE = "archive"
 """The name under which plan and manifest are claimed while they are written."""
+_KEPT = ("count", "shard_size", "dtype", "encoding", "codec", "seed", "batch_size")
+"""Settings that stand in the plan as they are."""
 WAIT_SECONDS = 1.0  # between looks at shards that others are making
 
 
@@ -76,9 +78,8 @@ def generate(
         ("shards", f"{plan.shards} ({settings.format}), {describe(out)['bytes'] / 1e6:,.1f} MB"),
     ]
     if made:
-        rows.append(
-            ("generated now", f"{generated:,} in {seconds:,.0f} s: {generated / seconds:,.1f} a second")
-        )
+        speed = f"{generated:,} in {seconds:,.0f} s: {generated / seconds:,.1f} a second"
+        rows.append(("generated now", speed))
     if missing:
         rows.append(("left to other workers", f"{len(missing)} shards"))
     return Summary(
@@ -122,57 +123,41 @@ def make_plan(teacher: Teacher, settings: GenerationSettings, licence: str = "")
     `licence` is that of a teacher that names none. UsageError naming the key that is not accepted.
     """
     try:
-        return _plan(teacher, settings, licence)
+        low, high = network_range(teacher, settings.sigma_min, settings.sigma_max)
+        steps, rho, solver = settings.steps, settings.rho, settings.solver
+        return Plan(
+            **{name: getattr(settings, name) for name in _KEPT},
+            form=settings.format,
+            shape=teacher.image_shape,
+            sigmas=_stored_levels(teacher, settings.stored_steps, steps, low, high, rho),
+            classes=settings.classes or tuple(range(teacher.arch.label_dim)),
+            sampler={"steps": steps, "sigma_min": low, "sigma_max": high, "rho": rho, "solver": solver},
+            teacher={
+                "sha256": teacher.sha256,
+                "architecture": teacher.arch.to_json(),
+                "source": teacher.source,
+                "licence": teacher.about.get("licence") or licence,
+                "dataset": teacher.about.get("dataset", ""),
+            },
+        )
     except ValueError as error:
         key, _, wrong = str(error).partition(":")
         raise WrongValue(Name(key, GenerationSettings), f":{wrong}") from None
 
 
-def _plan(teacher: Teacher, settings: GenerationSettings, licence: str) -> Plan:
-    sigma_min, sigma_max = network_range(teacher, settings.sigma_min, settings.sigma_max)
-    return Plan(
-        form=settings.format,
-        count=settings.count,
-        shard_size=settings.shard_size,
-        shape=teacher.image_shape,
-        dtype=settings.dtype,
-        encoding=settings.encoding,
-        codec=settings.codec,
-        sigmas=_stored_levels(teacher, settings, sigma_min, sigma_max),
-        seed=settings.seed,
-        classes=settings.classes or tuple(range(teacher.arch.label_dim)),
-        batch_size=settings.batch_size,
-        sampler={
-            "steps": settings.steps,
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
-            "rho": settings.rho,
-            "solver": settings.solver,
-        },
-        teacher={
-            "sha256": teacher.sha256,
-            "architecture": teacher.arch.to_json(),
-            "source": teacher.source,
-            "licence": teacher.about.get("licence") or licence,
-            "dataset": teacher.about.get("dataset", ""),
-        },
-    )
-
-
 def _stored_levels(
-    teacher: Teacher, settings: GenerationSettings, sigma_min: float, sigma_max: float
+    teacher: Teacher, stored: Sequence[int], steps: int, sigma_min: float, sigma_max: float, rho: float
 ) -> tuple[float, ...]:
-    """Noise levels of the stored states."""
     try:
-        levels = noise_levels(teacher, settings.steps, sigma_min, sigma_max, settings.rho).tolist()
+        levels = noise_levels(teacher, steps, sigma_min, sigma_max, rho).tolist()
     except OverflowError:
         levels = []
     if not levels or not all(high > low for high, low in itertools.pairwise(levels)):
         raise ValueError(
-            f"sigma_min, sigma_max, rho: got {sigma_min}, {sigma_max}, {settings.rho}; "
-            f"accepted: values that give {settings.steps} falling noise levels"
+            f"sigma_min, sigma_max, rho: got {sigma_min}, {sigma_max}, {rho}; "
+            f"accepted: values that give {steps} falling noise levels"
         )
-    return tuple(levels[step] for step in settings.stored_steps)
+    return tuple(levels[step] for step in stored)
 
 
 def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> Iterator[NDArray[Any]]:
@@ -198,30 +183,26 @@ def sample_batch(teacher: Teacher, plan: Plan, k: int, batch: int, device: torch
     # The nearest, since another machine may round a level otherwise in its last bit.
     stored = [int((schedule - sigma).abs().argmin()) for sigma in plan.sigmas]
     first = start + batch * plan.batch_size
-    last = min(first + plan.batch_size, stop)
+    count = min(plan.batch_size, stop - first)
     noise = np.zeros((plan.batch_size, *plan.shape), dtype=np.float16)
-    noise[: last - first] = rng.unit_noise(plan.seed, "archive", range(first, last), plan.shape)
+    noise[:count] = rng.unit_noise(plan.seed, "archive", range(first, first + count), plan.shape)
     labels = one_hot(plan.labels(range(first, first + plan.batch_size)), plan.label_dim, device)
     unit = torch.from_numpy(noise).to(device)
     with tf32(False):
         states, _ = sample_trajectory(teacher, unit, labels=labels, **plan.sampler, keep=stored)
-    count = last - first
     return stored_numbers(states.transpose(0, 1)[:count], unit[:count], plan)
 
 
 def fingerprint(plan: Plan, device: torch.device) -> dict[str, Any]:
     """How a shard was made: where it is the same, making it again gives the same bytes."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else torch.backends.cpu.get_cpu_capability()
-    )
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else torch.backends.cpu.get_cpu_capability()
     halved = plan.teacher["architecture"].get("use_fp16", False)
     compressor = {"numcodecs": version("numcodecs")} if plan.codec != "none" else {}
     return {
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
-        "precision": "float16" if halved and device.type == "cuda" else "float32",
+        "precision": "float16" if halved and gpu else "float32",
         "batch_shape": [plan.batch_size, *plan.shape],
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -284,10 +265,9 @@ class ShardMaker:
     def _sample(self, k: int, done: int, advance: Advance) -> NDArray[Any]:
         start, stop = self.plan.shard_range(k)
         pieces: list[NDArray[Any]] = []
-        sampled = 0
         for piece in sample_shard(self.teacher, self.plan, k, self.device):
             pieces.append(piece)
-            sampled += len(piece)
+            sampled = sum(map(len, pieces))
             advance(done + sampled)
             if sampled < stop - start:
                 self._heed(f"in shard {k + 1}")

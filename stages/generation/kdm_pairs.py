@@ -6,7 +6,7 @@ The pairs come from noise that is not the archive's own, so nothing of it can be
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,6 @@ from hkdpipe.trainer.teachers.teacher import Teacher, load_teacher
 LARGE = 0.5  # of the noise level: noise is above it, an image below
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Start and end of a trajectory, (C, H, W) in float32; its class, None of an unconditional teacher."""
-
-    start: NDArray[np.float32]
-    end: NDArray[np.float32]
-    label: int | None
-
-
 def holds_pairs(folder: Path) -> bool:
     """Whether a folder is one of pairs rather than an archive."""
     return not (folder / "manifest.json").exists() and any(folder.glob("*.npz"))
@@ -56,9 +47,8 @@ def import_pairs(
     plan = _plan(loaded, form, len(files))
 
     def payloads(k: int) -> tuple[list[Bytes], dict[str, Any]]:
-        chosen = files[slice(*plan.shard_range(k))]
-        pairs = [read_pair(file, loaded, plan.sigmas[0]) for file in chosen]
-        return [pack(plan, np.stack([pair.start, pair.end])) for pair in pairs], names(k)
+        pairs = (read_pair(file, loaded, plan.sigmas[0]) for file in files[slice(*plan.shard_range(k))])
+        return [pack(plan, pair) for pair in pairs], names(k)
 
     def names(k: int) -> dict[str, Any]:
         return {"pairs": digest([file.name for file in files[slice(*plan.shard_range(k))]])}
@@ -79,8 +69,8 @@ def import_pairs(
     return write_missing(out, plan, payloads, rows, reporter, stop)
 
 
-def read_pair(file: Path, teacher: Teacher, sigma_max: float) -> Pair:
-    """The pair in an .npz: the first and the last of an array (k, C, H, W), whatever its name.
+def read_pair(file: Path, teacher: Teacher, sigma_max: float) -> NDArray[np.float32]:
+    """Start and end (2, C, H, W) in an .npz: the first and the last of an array (k, C, H, W) of any name.
 
     Which of them is the noise, at `sigma_max`, its magnitude tells. The array `label` is a class or its
     one-hot vector. InputError for anything else.
@@ -96,14 +86,15 @@ def read_pair(file: Path, teacher: Teacher, sigma_max: float) -> Pair:
     if not np.isfinite(ends).all():
         raise InputError(f"{file}: a state is not finite")
     magnitudes = np.sqrt(np.square(ends, dtype=np.float64).mean(axis=(1, 2, 3)))
-    end, start = np.argsort(magnitudes)
+    end, start = np.argsort(magnitudes).tolist()
     low, high = magnitudes[[end, start]]
     if not low < LARGE * sigma_max < high:
         raise InputError(
             f"{file}: got states of magnitude {low:.3g} and {high:.3g}; accepted: an image and its noise at "
             f"{sigma_max:g}"
         )
-    return Pair(ends[start], ends[end], _label(file, arrays, teacher.arch.label_dim))
+    _label(file, arrays, teacher.arch.label_dim)
+    return ends[[start, end]]
 
 
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -155,7 +146,5 @@ def _in_order(files: list[Path], teacher: Teacher, reporter: Reporter) -> list[P
 
 def _plan(teacher: Teacher, form: str, count: int) -> Plan:
     steps = teacher.arch.steps
-    settings = GenerationSettings(
-        count=count, steps=steps, store_steps=(0, steps), dtype="float32", format=form
-    )
+    settings = GenerationSettings(count, steps, store_steps=(0, steps), dtype="float32", format=form)
     return replace(make_plan(teacher, settings), origin=IMPORTED)

@@ -25,12 +25,17 @@ class Reporter(Protocol):
         """One line that nobody who asks for errors alone shall miss."""
 
 
-class Silent(Reporter):
+class Silent:
     """A reporter that shows nothing."""
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         yield lambda done, **values: None
+
+    def line(self, text: str) -> None:
+        pass
+
+    warn = line
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hkdpipe.manifests.ground.atomic_files import read_json
 from hkdpipe.manifests.ground.errors import InputError, Name, WrongValue
 from hkdpipe.manifests.ground.sections import digest, of_kind
-from hkdpipe.stages.shared.reporting import Advance, Reporter, Summary
+from hkdpipe.stages.shared.reporting import Reporter, Summary
 from hkdpipe.stages.training.metrics_log import MetricsLog
 from hkdpipe.stages.training.train import resume_in, training_folder
 from hkdpipe.trainer.images.image_sets import formats, load_images, load_labels
@@ -50,19 +50,27 @@ def train_teacher(
     with training_folder(out) as check_owned:
         state = _new_state(arch, settings, device)
         resume_in(out, state, identity, reporter)
-        budget = settings.iterations * settings.batch_size
+        budget, batch_size = settings.iterations * settings.batch_size, settings.batch_size
+        every = settings.checkpoint_every * batch_size
+        loop = LoopSettings(budget, batch_size, "cosine", every, keep_checkpoints=2, workers=1)
         did_nothing = state.seen >= budget and _exported_step(out / "export") == state.step
         if not did_nothing:
             metrics = MetricsLog(out / "metrics.csv", state.seen)
+
+            def log(seen: int, values: dict[str, float]) -> None:
+                check_owned()
+                metrics.append(seen, values)
+                advance(seen, loss=values["loss"])
+
             with reporter.phase("training the teacher", budget, "images", state.seen) as advance:
                 fit(
                     state,
                     partial(read_noisy_images, images, settings, one_hot(classes, arch.label_dim)),
                     partial(_loss, device, arch.sigma_data),
-                    _loop(settings, budget),
+                    loop,
                     out / "checkpoints",
                     {"identity": identity},
-                    Callbacks(stop, partial(_log, check_owned, metrics, advance), check_owned=check_owned),
+                    Callbacks(stop, log, check_owned=check_owned),
                     World(),
                 )
             about = {
@@ -163,32 +171,9 @@ def _exported_step(export: Path) -> int | None:
         return None
 
 
-def _loop(settings: TeacherTrainingSettings, budget: int) -> LoopSettings:
-    return LoopSettings(
-        budget=budget,
-        batch_size=settings.batch_size,
-        schedule="cosine",
-        checkpoint_every=settings.checkpoint_every * settings.batch_size,
-        keep_checkpoints=2,
-        workers=1,
-    )
-
-
 def _loss(
     device: torch.device, sigma_data: float, model: nn.Module, batch: NoisyImages, progress: float
 ) -> dict[str, Tensor]:
     clean, noise, sigma, label = batch
     told = None if label is None else label.to(device)
     return {"loss": edm_loss(model, (clean.to(device), noise.to(device), sigma.to(device), told), sigma_data)}
-
-
-def _log(
-    check_owned: Callable[[], None],
-    metrics: MetricsLog,
-    advance: Advance,
-    seen: int,
-    values: dict[str, float],
-) -> None:
-    check_owned()
-    metrics.append(seen, values)
-    advance(seen, loss=values["loss"])

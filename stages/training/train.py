@@ -1,8 +1,8 @@
 """Stage 2: train a student from an archive of trajectories."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def train(
         started = started_from(training, out / "checkpoints")
         identity = training_identity(trajectories, training, options, started, real)
         with (
-            _owned_by_first(out, world) as check_owned,
+            # The processes of one training are one, of which the first owns the folder.
+            training_folder(out) if world.first else nullcontext(lambda: None) as check_owned,
             connected(world, device),
             tf32(training.precision == "tf32"),
         ):
@@ -88,11 +89,13 @@ def train(
                 with closing(reader) as reading, ExitStack() as stack:
                     callbacks = Callbacks(stop)
                     if world.first:
-                        advance = stack.enter_context(
-                            reporter.phase("training", training.budget, "trajectories", state.seen)
+                        phase = reporter.phase("training", training.budget, "trajectories", state.seen)
+                        advance = stack.enter_context(phase)
+                        watch = Watch(
+                            out, reading, state.seen, device, reporter, advance, check_owned, running
                         )
-                        watch = Watch(out, reading, state.seen, device, reporter, advance, running)
-                        callbacks = _watching(stack.enter_context(closing(watch)), stop, check_owned)
+                        stack.enter_context(closing(watch))
+                        callbacks = Callbacks(stop, watch.log, watch.score, check_owned)
                     origin = {"identity": identity, "init_from": started}
                     _fit(state, reading, lesson, origin, out, world, device, callbacks)
                 replaced = sum_over_processes(reading.replaced(state.seen), world)
@@ -177,11 +180,9 @@ def started_from(training: TrainingSettings, folder: Path) -> str | None:
         return saved_model(given, "raw").sha256 if given else None
     started: str | None = newest[1]["init_from"]
     if given and (started is None or (given.exists() and saved_model(given, "raw").sha256 != started)):
-        raise WrongValue(
-            Name("init_from", TrainingSettings),
-            f": {given} is not what the training in {folder} has begun with; accepted: that one, or '', now "
-            "that it has begun",
-        )
+        begun = f"is not what the training in {folder} has begun with"
+        accepted = "accepted: that one, or '', now that it has begun"
+        raise WrongValue(Name("init_from", TrainingSettings), f": {given} {begun}; {accepted}")
     return started
 
 
@@ -214,11 +215,7 @@ def training_identity(
 
 
 def new_student(
-    teacher: Teacher,
-    archive: Archive,
-    training: TrainingSettings,
-    options: Any,
-    device: torch.device,
+    teacher: Teacher, archive: Archive, training: TrainingSettings, options: Any, device: torch.device
 ) -> TrainingState[Student]:
     """The student before its first step, with its optimiser."""
     method = methods()[training.method].student_class
@@ -229,11 +226,8 @@ def new_student(
     if training.init_from:
         begun = saved_model(Path(training.init_from), "raw")
         if student_of(begun).config() != student.config():
-            raise WrongValue(
-                Name("init_from", TrainingSettings),
-                f": {training.init_from} has another method, network or settings of the method than this "
-                "training",
-            )
+            other = "has another method, network or settings of the method than this training"
+            raise WrongValue(Name("init_from", TrainingSettings), f": {training.init_from} {other}")
         restore_weights(student, begun)
     student.to(device, WEIGHTS.get(training.precision, torch.float32))
     if training.channels_last:
@@ -256,16 +250,6 @@ def read_batch(reader: Reader, student: Student, start: int, stop: int) -> Batch
     labels = one_hot(archive.plan.labels(indices), archive.plan.label_dim)
     real = (None, None) if reader.real is None else reader.real.read(start, stop)
     return Batch(states[:, :-1], torch.from_numpy(drawn), sigmas, states[:, -1], labels, positions, *real)
-
-
-@contextmanager
-def _owned_by_first(out: Path, world: World) -> Iterator[Callable[[], None]]:
-    """One training at a time in a folder; the processes of one training are one. Yields what checks that."""
-    if not world.first:
-        yield lambda: None
-        return
-    with training_folder(out) as check_owned:
-        yield check_owned
 
 
 @contextmanager
@@ -300,20 +284,14 @@ def _fit(
     device: torch.device,
     callbacks: Callbacks,
 ) -> None:
-    archive, training = reading.archive, reading.training
+    training = reading.training
     loop = LoopSettings(
-        budget=training.budget,
-        batch_size=training.batch_size,
-        schedule=training.schedule,
-        warmup=training.warmup,
-        checkpoint_every=training.checkpoint_every,
-        keep_checkpoints=training.keep_checkpoints,
-        workers=training.workers,
-        micro_batch=training.micro_batch,
+        **{
+            field.name: getattr(training, field.name)
+            for field in fields(LoopSettings)
+            if hasattr(training, field.name)
+        },
         autocast=AUTOCAST.get(training.precision),
-        compile=training.compile,
-        checkpoint_minutes=training.checkpoint_minutes,
-        max_skipped=training.max_skipped,
         hooks=(
             *([ClipGradient(training.gradient_clip)] if training.gradient_clip else []),
             AfterStep(state.model.after_step),
@@ -324,35 +302,15 @@ def _fit(
     def loss(module: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         return state.model.loss(module, batch.to(device), replace(lesson, progress=progress))
 
+    def read(start: int, end: int) -> Batch:
+        return read_batch(reading, state.model, start, end)
+
     about = {
         **origin,
         "model": state.model.config(),
         "validation": training.validation,
-        "classes": list(archive.plan.classes),
+        "classes": list(reading.archive.plan.classes),
         "world_size": world.size,
         "torch": torch.__version__,
     }
-    fit(
-        state,
-        lambda start, end: read_batch(reading, state.model, start, end),
-        loss,
-        loop,
-        out / "checkpoints",
-        about,
-        callbacks,
-        world,
-    )
-
-
-def _watching(watch: Watch, stop: Callable[[], bool], check_owned: Callable[[], None]) -> Callbacks:
-    """What the loop calls in the process that writes; it stops where the folder is another one's now."""
-
-    def log(seen: int, values: dict[str, float]) -> None:
-        check_owned()
-        watch.log(seen, values)
-
-    def score(state: TrainingState[Student]) -> float | None:
-        check_owned()
-        return watch.score(state)
-
-    return Callbacks(stop, log, score, check_owned)
+    fit(state, read, loss, loop, out / "checkpoints", about, callbacks, world)

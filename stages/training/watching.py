@@ -1,6 +1,7 @@
 """What is written of a training while it goes on: its numbers, and how it does on held-out trajectories."""
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,15 @@ class Watch:
         device: torch.device,
         reporter: Reporter,
         advance: Advance,
+        check_owned: Callable[[], None],
         distance: RunningDistance | None = None,
     ) -> None:
-        """Goes on at `seen`; what was written of later steps is dropped. `distance` is measured, too."""
+        """Goes on at `seen`; what was written of later steps is dropped. `distance` is measured, too.
+
+        `check_owned` raises where the folder is another process's now.
+        """
         self._reading, self._device, self._reporter, self._advance = reading, device, reporter, advance
+        self._check_owned = check_owned
         self._held_out = held_out(reading, device)
         self._metrics = MetricsLog(out / "metrics.csv", seen)
         self._validation = MetricsLog(out / "validation.csv", seen)
@@ -51,41 +57,36 @@ class Watch:
 
     def log(self, seen: int, values: dict[str, float]) -> None:
         """The terms of the loss, and what else the loop says of a step."""
+        self._check_owned()
         values = {**values, "replaced": self._reading.replaced(seen)}
-        self._metrics.append(seen, values)
-        if self._events is not None:
-            self._events.scalars("training", seen, values)
+        self._written("training", self._metrics, seen, values)
         shown = {"loss": values["loss"], "mse": values["mse"], "peak GB": _peak_memory(self._device) / 1e9}
         self._advance(seen, **shown)
 
     def score(self, state: TrainingState[Student]) -> float | None:
         """The one-step error of the averaged weights, or None; all that is measured of them is written."""
+        self._check_owned()
+        after = f"after {state.seen:,} trajectories:"
         if self._distance is not None:
-            self._measure_distance(state, self._distance)
+            metric, found = self._distance.metric, self._distance(state.ema)
+            self._written("distance", self._distances, state.seen, {metric: found})
+            self._reporter.line(f"{after} {metric} {found:.2f}")
         if self._held_out is None:
             return None
         values, images = validate(state.ema, self._held_out)
-        self._validation.append(state.seen, values)
+        self._written("validation", self._validation, state.seen, values)
         if self._events is not None:
-            self._events.scalars("validation", state.seen, values)
             ends = self._held_out.ends[:_PICTURED]
             pictures = [grid(some.cpu().numpy(), 4) for some in (images[:_PICTURED], ends)]
             picture = beside([*zip(("student", "teacher"), pictures, strict=True)])
             self._events.picture("held out", state.seen, picture)
-        self._reporter.line(
-            f"after {state.seen:,} trajectories: one-step MSE on {len(images)} held-out ones "
-            f"{values['mse']:.4f}"
-        )
+        self._reporter.line(f"{after} one-step MSE on {len(images)} held-out ones {values['mse']:.4f}")
         return values["mse"]
 
-    def _measure_distance(self, state: TrainingState[Student], distance: RunningDistance) -> None:
-        values = {distance.metric: distance(state.ema)}
-        self._distances.append(state.seen, values)
+    def _written(self, group: str, log: MetricsLog, seen: int, values: dict[str, float]) -> None:
+        log.append(seen, values)
         if self._events is not None:
-            self._events.scalars("distance", state.seen, values)
-        self._reporter.line(
-            f"after {state.seen:,} trajectories: {distance.metric} {values[distance.metric]:.2f}"
-        )
+            self._events.scalars(group, seen, values)
 
 
 @torch.inference_mode()
