@@ -12,9 +12,8 @@ from torch import Tensor
 
 from hkdpipe.manifests.archive.reader import Archive
 from hkdpipe.manifests.ground import rng
-from hkdpipe.manifests.ground.errors import Interrupted
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
-from hkdpipe.stages.shared.reporting import Reporter
+from hkdpipe.stages.shared.reporting import Reporter, heed
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.students.student import Student
 from hkdpipe.trainer.teachers.sampler import edm_generators, evaluations, following_noise, sample_trajectory
@@ -54,8 +53,7 @@ class Context:
     """False for a process that helps another one to compute features, and writes nothing else."""
 
     def check_stop(self) -> None:
-        if self.stop():
-            raise Interrupted("stopped; the rows measured so far are kept")
+        heed(self.stop, "the rows measured so far are kept")
 
     @property
     def solver(self) -> str:
@@ -96,13 +94,7 @@ class Context:
         return one_hot(classes, self.archive.plan.label_dim, self.device)
 
     def teacher_images(
-        self,
-        noise: Tensor,
-        labels: Tensor | None,
-        draw: Draw | None = None,
-        *,
-        steps: int,
-        solver: str | None = None,
+        self, noise: Tensor, labels: Tensor | None, draw: Draw | None = None, *, steps: int, solver: str = ""
     ) -> Tensor:
         """The teacher's own samples, with so many steps of the archive's solver or another one; no noise is
         drawn."""

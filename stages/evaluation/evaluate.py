@@ -12,13 +12,7 @@ import numpy as np
 import torch
 
 from hkdpipe.manifests.archive.reader import open_archive
-from hkdpipe.manifests.ground.atomic_files import (
-    make_folders,
-    read_json_if_there,
-    remove_temporaries,
-    write_atomic,
-    write_json,
-)
+from hkdpipe.manifests.ground import atomic_files
 from hkdpipe.manifests.ground.claims import owning
 from hkdpipe.manifests.ground.errors import InputError, Name, UsageError, WrongValue
 from hkdpipe.manifests.ground.sections import digest
@@ -83,7 +77,7 @@ def evaluate(
             student.check_steps(steps)
         except WrongValue as error:
             raise WrongValue(Name("student_steps", EvaluationSettings), *error.parts[1:]) from None
-    make_folders(out / "rows")
+    atomic_files.make_folders(out / "rows")
     with ExitStack() as stack:
         # The folder is the first one's: the others have no say in it.
         owned = owning(out, f"evaluation in {out}") if world.first else nullcontext(lambda: None)
@@ -92,11 +86,12 @@ def evaluate(
         if trajectories.plan.teacher["sha256"] != loaded.sha256:
             source = Name("source", TeacherSettings)
             raise WrongValue(f"{archive}: made with another teacher than ", source, f" '{loaded.source}'")
+        held_out = int(state.get("validation", 0))
         context = Context(
             loaded,
             student,
             trajectories,
-            int(state.get("validation", 0)),
+            held_out,
             settings,
             out,
             device,
@@ -125,15 +120,15 @@ class _Evaluation:
         """Measure, write and export what is not there."""
         context, out = self.context, self.context.out
         for folder in (out, out / "rows", self.export.parent):
-            remove_temporaries(folder)
-        previous = read_json_if_there(out / "metrics.json")
+            atomic_files.remove_temporaries(folder)
+        previous = atomic_files.read_json_if_there(out / "metrics.json")
         found = {"identity": evaluation_identity(context.settings, self.state), "inputs": _inputs(context)}
         same = previous and all(previous.get(name) == value for name, value in found.items())
         if same and (self.export / "config.json").is_file():
             return _summary(previous, out, self.export, did_nothing=True)
         metrics = {**found, **self.about(), **self.measured(), "published": _published(context)}
         metrics |= {
-            "device": _device_name(context.device),
+            "device": torch.cuda.get_device_name(gpu) if (gpu := context.device).type == "cuda" else "cpu",
             "precision": str(context.student.dtype).removeprefix("torch."),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 1),
@@ -146,18 +141,14 @@ class _Evaluation:
         remove_parts(out)
         write_report(out, metrics)
         # Last: it says that all the rest is done.
-        write_json(out / "metrics.json", metrics)
+        atomic_files.write_json(out / "metrics.json", metrics)
         return _summary(metrics, out, self.export, did_nothing=False)
 
     def about(self) -> dict[str, Any]:
         """What is measured, and how."""
         context, plan = self.context, self.context.archive.plan
         return {
-            "checkpoint": {
-                "path": str(self.path),
-                "seen": self.state["seen"],
-                "sha256": self.state["sha256"],
-            },
+            "checkpoint": {"path": str(self.path), **{name: self.state[name] for name in ("seen", "sha256")}},
             "settings": {**vars(context.settings)},
             "model": context.student.config(),
             "teacher": {
@@ -224,7 +215,7 @@ class _Evaluation:
             "classes": list(plan.classes),
             "metrics": metrics["rows"],
         }
-        make_folders(self.export.parent)
+        atomic_files.make_folders(self.export.parent)
         found = [(metric.card, metrics[metric.name]) for metric in table_metrics()]
         said = [card(rows) for card, rows in found if card and rows]
         text = model_card(student.config(), about, metrics["metric"], said, self.sampling)
@@ -250,18 +241,13 @@ def _inputs(context: Context) -> str:
     return digest([stamps, models, archive.identity, len(archive)])
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
 def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
     if (path / "state.json").is_file():
         return path, read_state(path)
     found = newest_checkpoint(path, reporter.warn) if path.is_dir() else None
     if found is None:
-        raise InputError(
-            f"{path}: no checkpoint; accepted: a checkpoint, or a folder of them that a training made"
-        )
+        accepted = "a checkpoint, or a folder of them that a training made"
+        raise InputError(f"{path}: no checkpoint; accepted: {accepted}")
     return found
 
 
@@ -277,11 +263,8 @@ def _record(settings: EvaluationSettings, network: FeatureNetwork, reference: Re
     """How the numbers were got: what somebody else needs to get them again."""
     images = reference.images
     noise = "torch generators as EDM's" if settings.edm_seeds else "hkdpipe's counter-based, 'evaluation'"
-    later = (
-        {"later steps": "hkdpipe's counter-based, 'evaluation-step-K'"}
-        if max(settings.student_steps, default=1) > 1
-        else {}
-    )
+    several = max(settings.student_steps, default=1) > 1
+    later = {"later steps": "hkdpipe's counter-based, 'evaluation-step-K'"} if several else {}
     return {
         "detector": {"name": network.space.name, "sha256": network.sha256, "resize": network.resize},
         "reference": {
@@ -301,7 +284,7 @@ def _write_tables(out: Path, metrics: dict[str, Any]) -> None:
     for name in ("rows", "per_class", *(metric.name for metric in table_metrics())):
         rows, file = metrics[name], out / f"{'metrics' if name == 'rows' else name}.csv"
         if rows:
-            write_atomic(file, pd.DataFrame(rows).to_csv(index=False).encode())
+            atomic_files.write_atomic(file, pd.DataFrame(rows).to_csv(index=False).encode())
         else:
             # Of an earlier evaluation, which was asked for it.
             file.unlink(missing_ok=True)

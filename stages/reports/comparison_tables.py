@@ -9,6 +9,8 @@ from typing import Any
 from hkdpipe.manifests.ground.atomic_files import read_json
 
 Numbers = dict[str, float]
+AMOUNTS = ("trajectories", "evaluations")
+"""What is the same for all seeds."""
 
 
 def trial_numbers(evaluation: Path, evaluations: int) -> Numbers:
@@ -56,7 +58,7 @@ class Line:
 
     def cell(self, key: str, form: str, scale: float = 1.0) -> str:
         """Mean ± spread in words."""
-        mean, spread = self.mean(key), self.spread(key)
+        mean, spread = self.mean(key), None if key in AMOUNTS else self.spread(key)
         if mean is None:
             return "-"
         return " ± ".join(form.format(scale * value) for value in (mean, spread) if value is not None)
@@ -66,41 +68,19 @@ def columns(lines: Sequence[Line], metric: str) -> tuple[tuple[str, ...], list[t
     """A table for people: its header and the cells of its rows."""
     known = {key for line in lines for numbers in line.found for key in numbers}
     levels = sorted((int(key[6:]) for key in known if key.startswith("skill_")), reverse=True)
-    header = (
-        "",
-        "seeds",
-        metric,
-        f"{metric}, A = 0",
-        "p > 0.9, %",
-        "MSE, start",
-        "MSE, between",
-        *(f"skill {level}x{level}" for level in levels),
-        "trajectories",
-        "evaluations",
-        "training, s",
-    )
-    return header, [
-        (
-            line.row,
-            str(len(line.found)),
-            line.cell(metric, "{:.2f}"),
-            line.cell(f"{metric}_without_evolution", "{:.2f}"),
-            line.cell("confident", "{:.1f}", 100),
-            line.cell("mse_start", "{:.4f}"),
-            line.cell("mse_between", "{:.4f}"),
-            *(line.cell(f"skill_{level}", "{:.2f}") for level in levels),
-            _amount(line, "trajectories"),
-            _amount(line, "evaluations"),
-            line.cell("seconds", "{:.0f}"),
-        )
-        for line in lines
+    shown: list[tuple[str, str, str, float]] = [
+        (metric, metric, "{:.2f}", 1),
+        (f"{metric}, A = 0", f"{metric}_without_evolution", "{:.2f}", 1),
+        ("p > 0.9, %", "confident", "{:.1f}", 100),
+        ("MSE, start", "mse_start", "{:.4f}", 1),
+        ("MSE, between", "mse_between", "{:.4f}", 1),
+        *((f"skill {level}x{level}", f"skill_{level}", "{:.2f}", 1.0) for level in levels),
+        *((amount, amount, "{:,.0f}", 1.0) for amount in AMOUNTS),
+        ("training, s", "seconds", "{:.0f}", 1),
     ]
-
-
-def _amount(line: Line, key: str) -> str:
-    """What is the same for all seeds."""
-    mean = line.mean(key)
-    return "-" if mean is None else f"{mean:,.0f}"
+    header = ("", "seeds", *(title for title, *_ in shown))
+    cells = [[line.cell(key, form, scale) for _, key, form, scale in shown] for line in lines]
+    return header, [(line.row, str(len(line.found)), *own) for line, own in zip(lines, cells, strict=True)]
 
 
 def flat(line: Line) -> dict[str, Any]:

@@ -83,15 +83,10 @@ def _key_figures(results: Row) -> Iterable[dict[str, str]]:
         for column in metric.shown("key figure"):
             if metric.row:
                 for row in results["rows"]:
-                    if column.name in row and (
-                        row["name"] == "student" or (row["name"], row["nfe"]) == whole
-                    ):
-                        value = replace(column, spread="").said(row)
-                        yield {
-                            "name": f"{column.title}, {row['name']}",
-                            "value": value,
-                            "note": _evaluations(row["nfe"]),
-                        }
+                    wanted = row["name"] == "student" or (row["name"], row["nfe"]) == whole
+                    if wanted and column.name in row:
+                        name, value = f"{column.title}, {row['name']}", replace(column, spread="").said(row)
+                        yield {"name": name, "value": value, "note": _evaluations(row["nfe"])}
             elif rows := results.get(metric.name):
                 for found in [*column.found(rows[:1]).values()][-1:]:
                     others = [f"{row['name']}: {found.said(row)}" for row in rows[1:] if "name" in row]
@@ -160,14 +155,13 @@ def _section(metric: Metric, results: Row) -> dict[str, Any]:
         for column in metric.columns:
             said = [f"{label}: {found.said(row)}" for label, found in column.found([row]).items()]
             notes += [f"{column.title}: {'; '.join(said)}."] if said else []
+    table = Table(["", *(column.heading for column in shown)], body, metric.about, "student")
     return {
         "title": metric.section,
         "text": metric.text,
         "figures": [*_figures(metric, rows)] if len(rows) > 1 else [],
         "notes": notes,
-        "table": Table(["", *(column.heading for column in shown)], body, metric.about, "student")
-        if shown
-        else None,
+        "table": table if shown else None,
         "numbers": _numbers(rows),
     }
 

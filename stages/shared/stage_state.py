@@ -36,14 +36,8 @@ def generation_state(archive: Path, settings: GenerationSettings) -> StageState:
         if archived["per_second"]:
             left = (archived["count"] - archived["trajectories"]) / archived["per_second"]
             detail += f", {archived['per_second']:,.1f} trajectories a second, {duration(left)} left"
-    return StageState(
-        "generation",
-        state,
-        archived["trajectories"],
-        settings.count,
-        "trajectories",
-        "" if state == "absent" else detail,
-    )
+    said = "" if state == "absent" else detail
+    return StageState("generation", state, archived["trajectories"], settings.count, "trajectories", said)
 
 
 def training_state(folder: Path, settings: TrainingSettings) -> StageState:
@@ -67,13 +61,11 @@ def evaluation_state(
     if metrics is None or newest is None:
         state: Completeness = "partial" if rows else "absent"
         return StageState("evaluation", state, 0, total, "metrics", f"{rows} rows measured" if rows else "")
-    current = isinstance(metrics, dict) and metrics.get("identity") == evaluation_identity(
-        settings, newest[1]
-    )
+    identity = evaluation_identity(settings, newest[1])
+    current = isinstance(metrics, dict) and metrics.get("identity") == identity
     if not current or not (export / "config.json").is_file():
-        return StageState(
-            "evaluation", "partial", 0, total, "metrics", "of other settings or an older checkpoint"
-        )
+        older = "of other settings or an older checkpoint"
+        return StageState("evaluation", "partial", 0, total, "metrics", older)
     return StageState("evaluation", "complete", total, total, "metrics", str(folder / "metrics.json"))
 
 

@@ -99,9 +99,8 @@ def halves_row(context: Context, name: str, target: Target) -> Row:
 
 def _columns(name: str) -> tuple[Column, Column]:
     places: tuple[Place, ...] = ("table", "summary", "key figure")
-    return Column(name, name, "{:.2f}", better="lower", shown=places, spread=f"{name}_std"), Column(
-        f"{name}_std"
-    )
+    spread = f"{name}_std"
+    return Column(name, name, "{:.2f}", better="lower", shown=places, spread=spread), Column(spread)
 
 
 METRIC = register(

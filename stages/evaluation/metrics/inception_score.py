@@ -18,10 +18,8 @@ def inception_score(logits: NDArray[np.float32], parts: int = 10) -> dict[str, f
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     found = isc_features_to_metric(torch.from_numpy(logits), splits=min(parts, len(logits)))
-    return {
-        "inception_score": found["inception_score_mean"],
-        "inception_score_std": found["inception_score_std"],
-    }
+    mean, deviation = found["inception_score_mean"], found["inception_score_std"]
+    return {"inception_score": mean, "inception_score_std": deviation}
 
 
 register(

@@ -25,11 +25,8 @@ def kernel_distance(
     size = min(subset_size, len(made), len(real))
     both = torch.from_numpy(made), torch.from_numpy(real)
     found = kid_features_to_metric(*both, kid_subsets=subsets, kid_subset_size=size, verbose=False)
-    return {
-        "kid": found["kernel_inception_distance_mean"],
-        "kid_std": found["kernel_inception_distance_std"],
-        "kid_subset_size": size,
-    }
+    mean, deviation = (found[f"kernel_inception_distance_{of}"] for of in ("mean", "std"))
+    return {"kid": mean, "kid_std": deviation, "kid_subset_size": size}
 
 
 register(

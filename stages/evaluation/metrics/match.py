@@ -27,12 +27,7 @@ def match_to_teacher(context: Context) -> dict[str, Any]:
     import torch
 
     from hkdpipe.stages.evaluation.by_class import match_rows
-    from hkdpipe.trainer.whitebox.koopman_skill import (
-        WITHOUT_EVOLUTION,
-        has_operator,
-        koopman_skill,
-        without_evolution,
-    )
+    from hkdpipe.trainer.whitebox import koopman_skill as skills
 
     sigmas = context.archive.sigmas
     held_out = range(min(context.settings.matched, context.validation))
@@ -43,8 +38,8 @@ def match_to_teacher(context: Context) -> dict[str, Any]:
     labels = context.told(classes)
     perceptual = _perceptual(context)
     students: dict[str, Student] = {"": context.student}
-    if has_operator(context.student):
-        students[WITHOUT_EVOLUTION] = without_evolution(context.student)
+    if skills.has_operator(context.student):
+        students[skills.WITHOUT_EVOLUTION] = skills.without_evolution(context.student)
     over_states = {suffix: _OverStates() for suffix in students if context.predicted > 1}
     rows: list[Row] = []
     by_class: list[Row] = []
@@ -72,9 +67,9 @@ def match_to_teacher(context: Context) -> dict[str, Any]:
                     by_class = [{"name": "student", "nfe": 1, **of_class} for of_class in of_classes]
             rows.append(row)
             advance(index + 1)
-    if has_operator(context.student):
+    if skills.has_operator(context.student):
         context.check_stop()
-        skill = koopman_skill(context.student, states[:, :-1], sigmas[:-1].tolist(), labels)
+        skill = skills.koopman_skill(context.student, states[:, :-1], sigmas[:-1].tolist(), labels)
         for level, values in skill.items():
             # The last state has none: it is what the others are led to.
             for row, value in zip(rows, values, strict=False):
@@ -138,49 +133,31 @@ def _student(ending: str) -> str:
     return "student with A = 0" if ending else "student"
 
 
+_EXACT = "Koopman skill by level: 1 is exact, 0 is no evolution"
+_COLUMNS = (
+    Column("state", type=int),
+    Column("sigma", shown=("noise level",)),
+    Column("psnr", "PSNR to the teacher", "{:.1f}", "dB", "higher", ("key figure",), "same noise, held out"),
+    Column("psnr_*"),
+    _curve("mse*", "Mean squared error against the end"),
+    _curve("perceptual*", "Perceptual distance to the end"),
+    _curve("lpips*", "LPIPS to the end"),
+    _curve("deviation*", "Mean squared deviation from the image decoded from the start"),
+    Column("skill_*", _EXACT, better="higher", shown=("curve",), label="{0}×{0}".format),
+    Column(
+        "skill_*", "Koopman skill", "{:.2f}", shown=("key figure",), note="from the start, coarsest level"
+    ),
+    Column(
+        "variance*", "Variance over the states of a trajectory, mean over pixels", "{:.2e}", label=_student
+    ),
+)
+
 register(
     Metric(
         "match",
         "match to the teacher on held-out trajectories",
         needs=("trajectories",),
-        columns=(
-            Column("state", type=int),
-            Column("sigma", shown=("noise level",)),
-            Column(
-                "psnr",
-                "PSNR to the teacher",
-                "{:.1f}",
-                "dB",
-                "higher",
-                ("key figure",),
-                "same noise, held out",
-            ),
-            Column("psnr_*"),
-            _curve("mse*", "Mean squared error against the end"),
-            _curve("perceptual*", "Perceptual distance to the end"),
-            _curve("lpips*", "LPIPS to the end"),
-            _curve("deviation*", "Mean squared deviation from the image decoded from the start"),
-            Column(
-                "skill_*",
-                "Koopman skill by level: 1 is exact, 0 is no evolution",
-                better="higher",
-                shown=("curve",),
-                label="{0}×{0}".format,
-            ),
-            Column(
-                "skill_*",
-                "Koopman skill",
-                "{:.2f}",
-                shown=("key figure",),
-                note="from the start, coarsest level",
-            ),
-            Column(
-                "variance*",
-                "Variance over the states of a trajectory, mean over pixels",
-                "{:.2e}",
-                label=_student,
-            ),
-        ),
+        columns=_COLUMNS,
         tables=match_to_teacher,
         card=_card,
         empty={"match": [], "consistency": {}},

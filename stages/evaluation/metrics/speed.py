@@ -59,28 +59,19 @@ def _seconds(sample: Callable[[], Tensor], device: torch.device) -> float:
     return statistics.median(times)
 
 
+_COLUMNS = (
+    Column("name", type=str),
+    Column("nfe", "evaluations", type=int, shown=("table",)),
+    Column("ms_per_image_batch_1", "latency, one image", unit="ms", shown=("key figure", "summary")),
+    Column("ms_per_image_batch_*", "an image in batches of *", "", "ms", "lower", ("table",)),
+    Column("images_per_second_batch_*", "images a second in batches of *", "", "", "higher", ("table",)),
+)
+
 register(
     Metric(
         "speed",
         "median time of warm calls",
-        columns=(
-            Column("name", type=str),
-            Column("nfe", "evaluations", type=int, shown=("table",)),
-            Column("ms_per_image_batch_1", "latency, one image", unit="ms", shown=("key figure", "summary")),
-            Column(
-                "ms_per_image_batch_*",
-                "an image in batches of *",
-                unit="ms",
-                better="lower",
-                shown=("table",),
-            ),
-            Column(
-                "images_per_second_batch_*",
-                "images a second in batches of *",
-                better="higher",
-                shown=("table",),
-            ),
-        ),
+        columns=_COLUMNS,
         tables=measure_speed,
         empty={"speed": []},
         section="Cost",
