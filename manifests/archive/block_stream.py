@@ -40,9 +40,7 @@ class BlockStream:
 
     def read(self, start: int, stop: int, states: Integers) -> NDArray[Any]:
         """Some states of the trajectories at positions start … stop-1, (B, k, C, H, W), as `Archive.read`.
-
-        `states` is (B, k). DamagedShard for a shard that is missing or damaged.
-        """
+        `states` is (B, k). DamagedShard for a shard that is missing or damaged."""
         return decode_states(self._archive.plan, np.asarray(states), partial(self._stored, start, stop))
 
     def _stored(self, start: int, stop: int, columns: NDArray[np.int64]) -> NDArray[Any]:

@@ -90,9 +90,7 @@ def parse_manifest(values: Any, path: Path | str) -> tuple[Plan, list[ShardRecor
 
 def missing_shards(root: Path, plan: Plan, among: Iterable[int] | None = None) -> list[int]:
     """The shards still to be written: those without a valid record or without files of the recorded sizes.
-
-    `among`: only these are looked at. What has no record costs no look of its own.
-    """
+    `among`: only these are looked at. What has no record costs no look of its own."""
     recorded = {path.name for path in (root / "records").glob("*.json")}
     return [
         k
@@ -133,10 +131,8 @@ def _lies_within(plan: Plan, record: ShardRecord) -> bool:
 
 
 def find_payloads(plan: Plan, record: ShardRecord, file: OpenFile) -> NDArray[np.int64]:
-    """Offset and length of each trajectory's payload in the open file of a shard, (n, 2).
-
-    ValueError if they are compressed and the file does not say where they are.
-    """
+    """Offset and length of each trajectory's payload in the open file of a shard, (n, 2). ValueError if they
+    are compressed and the file does not say where they are."""
     if record.offset is not None and record.stride is not None:
         offsets = record.offset + np.arange(record.stop - record.start) * record.stride
         return np.stack([offsets, np.full_like(offsets, plan.trajectory_bytes)], axis=1)

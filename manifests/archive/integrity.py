@@ -37,10 +37,8 @@ class Findings:
 
 
 def trusted_plan(root: Path) -> Findings:
-    """The plan and the records that the manifest gives, and what is wrong with manifest and plan.
-
-    Raises InputError where neither can be read.
-    """
+    """The plan and the records that the manifest gives, and what is wrong with manifest and plan. InputError
+    where neither can be read."""
     lines: list[str] = []
     manifest: tuple[Plan, list[ShardRecord]] | None = None
     plan: Plan | None = None
@@ -106,10 +104,8 @@ def check_shards(root: Path, findings: Findings, checksums: bool, advance: Calla
 
 
 def restore(root: Path, findings: Findings) -> None:
-    """Put back plan, records and metadata; the shards in `findings.shards` are left to their teacher.
-
-    Until those are made, and the archive is finished again, its manifest stays as it is.
-    """
+    """Put back plan, records and metadata; the shards in `findings.shards` are left to their teacher. Until
+    those are made, and the archive is finished again, its manifest stays as it is."""
     make_folders(root / "records")
     write_json(root / "plan.json", findings.plan.to_json())
     for k in range(findings.plan.shards):

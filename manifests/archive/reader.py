@@ -227,10 +227,8 @@ def read_payloads(root: Path, plan: Plan, record: ShardRecord, indices: range) -
 
 
 def read_shard(root: Path, plan: Plan, record: ShardRecord, indices: range) -> NDArray[Any]:
-    """All states of consecutive trajectories of one shard, (n, *plan.states_shape), as they are stored.
-
-    The shard is not verified.
-    """
+    """All states of consecutive trajectories of one shard, (n, *plan.states_shape), as they are stored. The
+    shard is not verified."""
     payloads = read_payloads(root, plan, record, indices)
     with _explained(str(root), record):
         return np.stack([unpack(plan, payload) for payload in payloads])

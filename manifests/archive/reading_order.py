@@ -61,10 +61,8 @@ def training_indices(
 
 
 def block_at(seed: int, position: int, first: int, count: int, blocks: Blocks | None) -> Block:
-    """The block that holds a position: the whole epoch without `blocks`, which knows no shards.
-
-    In blocks, it costs work and memory for a block and, once an epoch, for a number per shard.
-    """
+    """The block that holds a position: the whole epoch without `blocks`, which knows no shards. In blocks, it
+    costs work and memory for a block and, once an epoch, for a number per shard."""
     epoch, offset = divmod(position, count - first)
     if blocks is None:
         return _epoch(seed, epoch, first, count)
@@ -75,9 +73,7 @@ def block_at(seed: int, position: int, first: int, count: int, blocks: Blocks | 
 
 def rank_slice(start: int, batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
     """The positions, first and one past the last, that a process takes of the global batch at `start`.
-
-    ValueError if the batch cannot be divided evenly.
-    """
+    ValueError if the batch cannot be divided evenly."""
     if batch_size % world_size:
         raise ValueError(f"a batch of {batch_size} for {world_size} processes")
     share = batch_size // world_size

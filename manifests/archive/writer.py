@@ -69,9 +69,7 @@ def write_shard(
     owned: Callable[[], bool] = lambda: True,
 ) -> ShardRecord:
     """Write shard k: states (n, *plan.states_shape), n its length, of `plan.stored_dtype`; then its record.
-
-    HkdpipeError if a state is not finite, ValueError for another shape or dtype, else as `write_payloads`.
-    """
+    HkdpipeError if a state is not finite, ValueError for another shape or dtype, else as `write_payloads`."""
     start, stop = plan.shard_range(k)
     if states.shape != (stop - start, *plan.states_shape) or states.dtype != plan.stored_dtype:
         raise ValueError(
@@ -134,10 +132,8 @@ def write_payloads(
 
 
 def finish(root: Path, plan: Plan) -> Path:
-    """Write the manifest, which makes the archive readable, and return its path.
-
-    InputError, naming the shard, if one is missing. One process at a time may finish.
-    """
+    """Write the manifest, which makes the archive readable, and return its path. InputError, naming the
+    shard, if one is missing. One process at a time may finish."""
     records = []
     for k in range(plan.shards):
         record = contents.valid_record(root, plan, k)

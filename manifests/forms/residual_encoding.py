@@ -56,8 +56,6 @@ def stored_noise(plan: Plan, noise: NDArray[np.floating]) -> NDArray[Any]:
 
 
 def storable(plan: Plan, stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of the trajectories (N, k, ...), as they are stored, are finite throughout, (N,).
-
-    Quantised, what int16 cannot hold is marked by a noise that is not finite.
-    """
+    """Which of the trajectories (N, k, ...), as they are stored, are finite throughout, (N,). Quantised, what
+    int16 cannot hold is marked by a noise that is not finite."""
     return finite(stored[:, :1] if plan.encoding == "quantised" else stored, plan.dtype)

@@ -121,9 +121,7 @@ def remove_folder(path: Path) -> None:
 
 def remove_temporaries(folder: Path, name: str | None = None) -> None:
     """Delete what killed writers left in `folder` (not below), and put back a folder they had moved away.
-
-    With `name`, only what belongs to that file. For a process that knows no other one is writing it.
-    """
+    With `name`, only what belongs to that file. For a process that knows no other one is writing it."""
     if not folder.is_dir():
         return
     leftovers: list[tuple[int, Path, re.Match[str]]] = []

@@ -35,10 +35,8 @@ _COS = [(-1) ** k / math.factorial(2 * k) for k in range(9, -1, -1)]
 
 
 def raw(seed: int, purpose: str, index: int, count: int) -> NDArray[np.uint64]:
-    """The first `count` 64-bit words of one index, (count,).
-
-    UsageError for a seed outside of 0 … 2**64 - 1, ValueError for such an index.
-    """
+    """The first `count` 64-bit words of one index, (count,). UsageError for a seed outside of 0 … 2**64 - 1,
+    ValueError for such an index."""
     if not 0 <= index < _WORD:
         raise ValueError(f"index {index} is not in 0 … 2**64 - 1")
     key = _key(seed, purpose)
@@ -63,10 +61,8 @@ def normal(seed: int, purpose: str, indices: Indices, count: int) -> NDArray[np.
     words = _words(seed, purpose, indices, count + count % 2)
     radius = np.sqrt(-2.0 * _log(_unit(words[:, 0::2]) + 2.0**-53))
     cosine, sine = _cos_sin(_unit(words[:, 1::2]))
-    values = np.empty(words.shape, dtype=np.float64)
-    values[:, 0::2] = radius * cosine
-    values[:, 1::2] = radius * sine
-    return values[:, :count]
+    values = np.stack([radius * cosine, radius * sine], axis=2)
+    return values.reshape(words.shape)[:, :count]
 
 
 def unit_noise(seed: int, purpose: str, indices: Indices, shape: tuple[int, ...]) -> NDArray[np.float16]:
@@ -110,10 +106,8 @@ def _words(seed: int, purpose: str, indices: Indices, count: int) -> NDArray[np.
 def _philox(
     key: NDArray[np.uint64], block: NDArray[np.uint64], index: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    """The four words of each counter index * 2**128 + block, (N, 4).
-
-    For few words of many indices, where numpy's generator would have to be made anew for each.
-    """
+    """The four words of each counter index * 2**128 + block, (N, 4). For few words of many indices, where
+    numpy's generator would have to be made anew for each."""
     nothing = np.zeros_like(block)
     words = [block, nothing, index, nothing]
     for number in range(_ROUNDS):
@@ -122,12 +116,8 @@ def _philox(
         (high, low), (other_high, other_low) = (
             _product(factor, word) for factor, word in zip(_FACTORS, words[::2], strict=True)
         )
-        words = [
-            other_high ^ words[1] ^ np.uint64(keys[0]),
-            other_low,
-            high ^ words[3] ^ np.uint64(keys[1]),
-            low,
-        ]
+        first, third = other_high ^ words[1] ^ np.uint64(keys[0]), high ^ words[3] ^ np.uint64(keys[1])
+        words = [first, other_low, third, low]
     return np.stack(words, axis=1)
 
 

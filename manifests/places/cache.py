@@ -20,10 +20,8 @@ _DEFAULT_GIGABYTES = 50.0
 
 
 class Cache:
-    """Files in `folder`, together at most `limit` bytes, but for more that are in use at once.
-
-    Any thread and any process may call its methods.
-    """
+    """Files in `folder`, together at most `limit` bytes, but for more that are in use at once. Any thread and
+    any process may call its methods."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
@@ -31,10 +29,8 @@ class Cache:
         self._verified: dict[str, tuple[int, ...]] = {}
 
     def open(self, sha256: str, size: int, fetch: Callable[[], Iterable[bytes]]) -> OpenFile:
-        """The file with that SHA-256, verified by this process; fetched where it is not there.
-
-        Raises BadFile where what was fetched is something else.
-        """
+        """The file with that SHA-256, verified by this process; fetched where it is not there. BadFile where
+        what was fetched is something else."""
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
         while True:
             file = self._find(sha256)

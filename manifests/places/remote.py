@@ -24,10 +24,8 @@ def is_url(path: object) -> bool:
 
 
 class RemoteFolder:
-    """Files under a URL. Any thread may call its methods.
-
-    They raise InputError where the store cannot be asked; credentials are the environment's.
-    """
+    """Files under a URL. Any thread may call its methods. They raise InputError where the store cannot be
+    asked; credentials are the environment's."""
 
     open_files = 16  # what is open keeps its room in the cache
 

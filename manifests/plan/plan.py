@@ -132,10 +132,8 @@ class Plan:
         return k * self.shard_size, min((k + 1) * self.shard_size, self.count)
 
     def identity(self) -> str:
-        """Digest of all that decides a trajectory and its place.
-
-        So of all but the count, which may grow, and what is merely said of the teacher.
-        """
+        """Digest of all that decides a trajectory and its place. So of all but the count, which may grow, and
+        what is merely said of the teacher."""
         return self._identity
 
     @functools.cached_property

@@ -15,10 +15,8 @@ def stored_dtype(name: str) -> np.dtype[Any]:
 
 
 def encode(values: NDArray[np.floating], name: str) -> NDArray[Any]:
-    """Numbers as they are stored: rounded to float32, then to the type, as torch does it.
-
-    Each time to the nearest, to even in a tie.
-    """
+    """Numbers as they are stored: rounded to float32, then to the type, as torch does it. Each time to the
+    nearest, to even in a tie."""
     single = values.astype(np.float32)
     if name != "bfloat16":
         return single.astype(name)

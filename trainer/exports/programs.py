@@ -68,10 +68,8 @@ class OnnxModel:
     `label_dim` classes (0 without)."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        """InputError where the file is not such a model, UsageError where onnxruntime is missing.
-
-        It runs on a GPU where `device` is one and onnxruntime is made for it, else on the CPU.
-        """
+        """InputError where the file is not such a model, UsageError where onnxruntime is missing. It runs on
+        a GPU where `device` is one and onnxruntime is made for it, else on the CPU."""
         if importlib.util.find_spec("onnxruntime") is None:
             raise UsageError(
                 f"{path}: needs the package onnxruntime; accepted: after pip install 'hkdpipe[onnx]'"
@@ -116,9 +114,7 @@ class OnnxModel:
 
 def _image_shape_and_classes(inputs: Mapping[str, Sequence[Any]]) -> tuple[tuple[int, int, int], int]:
     """(C, H, W) and the number of classes (0 without) of a program, by the sizes of its inputs but for N.
-
-    ValueError where they are not those of one-step sampling.
-    """
+    ValueError where they are not those of one-step sampling."""
     shape, labels = inputs.get(NOISE, []), inputs.get(LABELS, [0])
     if (
         not inputs.keys() <= {NOISE, LABELS}

@@ -153,10 +153,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state; damaged ones are reported and passed over.
-
-    Returns None where there is none. Raises InputError if there are some and all are damaged.
-    """
+    """The newest whole checkpoint and its state; damaged ones are reported and passed over. Returns None
+    where there is none. InputError if there are some and all are damaged."""
     found = checkpoints(folder)
     for path in reversed(found):
         try:

@@ -51,9 +51,7 @@ def choose_device(device: str, world: World) -> torch.device:
 @contextmanager
 def connected(world: World, device: torch.device) -> Iterator[None]:
     """A process group around the body, nothing for one process: gloo for tensors on CPUs, NCCL on GPUs.
-
-    Raises HkdpipeError, which names the processes that did not come, or that are gone.
-    """
+    Raises HkdpipeError, which names the processes that did not come, or that are gone."""
     if world.size == 1:
         yield
         return

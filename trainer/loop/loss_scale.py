@@ -7,10 +7,8 @@ START, GROW_AFTER, LARGEST = 2.0**16, 2000, 2.0**127
 
 
 class LossScale:
-    """Halved by a step whose gradient is not finite, doubled after so many steps without one.
-
-    As torch's GradScaler; on the device, so that nothing waits for it, and told what is finite by the loop.
-    """
+    """Halved by a step whose gradient is not finite, doubled after so many steps without one. As torch's
+    GradScaler; on the device, so that nothing waits for it, and told what is finite by the loop."""
 
     def __init__(self, device: torch.device) -> None:
         self.value = torch.tensor(START, device=device)

@@ -103,9 +103,7 @@ def resume(
     folder: Path, state: TrainingState[Any], identity: str, warn: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Restore the newest whole checkpoint of the folder; returns its state.json, None at the start.
-
-    Raises UsageError where it is one of a training with another identity.
-    """
+    UsageError where it is one of a training with another identity."""
     found = checkpoint.newest_checkpoint(folder, warn)
     if found is None:
         return None
@@ -280,10 +278,8 @@ def learning_rate_factor(schedule: str, progress: float) -> float:
 def prefetched(
     read_batch: ReadBatch, seen: int, settings: LoopSettings, world: World
 ) -> Iterator[list[Piece]]:
-    """This process's part of every global batch up to the budget, in order, read ahead by the workers.
-
-    What fails while it is read ahead is raised in its turn.
-    """
+    """This process's part of every global batch up to the budget, in order, read ahead by the workers. What
+    fails while it is read ahead is raised in its turn."""
 
     def read(start: int) -> list[Piece]:
         first, stop = rank_slice(start, settings.batch_size, world.rank, world.size)

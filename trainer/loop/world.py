@@ -36,10 +36,8 @@ SRUN = Launcher("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 
 
 def launcher() -> Launcher | None:
-    """What started this process; None where it was started alone.
-
-    A batch script of SLURM has the variables of tasks too, though it is none: only a step has SLURM_STEP_ID.
-    """
+    """What started this process; None where it was started alone. A batch script of SLURM has the variables
+    of tasks too, though it is none: only a step has SLURM_STEP_ID."""
     if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
         return TORCHRUN
     return SRUN if "SLURM_STEP_ID" in os.environ else None
@@ -74,9 +72,7 @@ def world_from_environment() -> World:
 
 def meeting_place() -> Mapping[str, str]:
     """MASTER_ADDR and MASTER_PORT: those given, or under srun the step's first host and a port of the job's.
-
-    Raises UsageError where neither is known.
-    """
+    UsageError where neither is known."""
     names = ("MASTER_ADDR", "MASTER_PORT")
     if all(name in os.environ for name in names):
         return {name: os.environ[name] for name in names}

@@ -20,10 +20,8 @@ def read_noisy_images(
     start: int,
     stop: int,
 ) -> NoisyImages:
-    """Images (B, C, H, W), unit noise of their shape and log-normal sigmas (B,) at the given positions.
-
-    With the images' `labels` (N, label_dim) those of the images taken come with them.
-    """
+    """Images (B, C, H, W), unit noise of their shape and log-normal sigmas (B,) at the given positions. With
+    the images' `labels` (N, label_dim) those of the images taken come with them."""
     positions, seed = np.arange(start, stop), settings.seed
     chosen = training_indices(seed, start, stop, 0, len(images))
     clean = torch.from_numpy(images[chosen])
@@ -35,10 +33,8 @@ def read_noisy_images(
 
 
 def edm_loss(network: nn.Module, noisy: NoisyImages, sigma_data: float) -> Tensor:
-    """Mean over batch and pixels of lambda(sigma) (D(y + n; sigma) - y)^2,
-
-    lambda = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2. `noisy` is what `read_noisy_images` returns.
-    """
+    """Mean over batch and pixels of lambda(sigma) (D(y + n; sigma) - y)^2, lambda = (sigma^2 + sigma_data^2)
+    / (sigma sigma_data)^2. `noisy` is what `read_noisy_images` returns."""
     clean, noise, sigma, labels = noisy
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     denoised = network(clean + noise * sigma[:, None, None, None], sigma, labels)

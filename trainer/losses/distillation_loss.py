@@ -100,10 +100,8 @@ class Lesson:
 def distillation_loss(
     model: nn.Module, batch: Batch, lesson: Lesson, between_weight: float = 1.0
 ) -> dict[str, Tensor]:
-    """`image_terms` of the images that model(states, sigmas, labels) makes of every state of the batch.
-
-    With one time per trajectory: d of that time. With s: d of the start plus the mean of the others.
-    """
+    """`image_terms` of the images that model(states, sigmas, labels) makes of every state of the batch. With
+    one time per trajectory: d of that time. With s: d of the start plus the mean of the others."""
     states, sigmas, labels = batch.flat()
     images = model(states, sigmas, labels)
     return image_terms(images, batch.ends, shares(batch, between_weight), lesson)

@@ -71,10 +71,8 @@ def check_perceptual(name: str, file: str, channels: int, size: int) -> None:
 
 
 def normalised_difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Sum over layers of the spatial mean of |a/|a| - b/|b||^2, norms over channels: (N,).
-
-    LPIPS (arXiv 1801.03924, equation 1) with all weights one. Features (N, C, H, W) and (M, C, H, W) a layer.
-    """
+    """Sum over layers of the spatial mean of |a/|a| - b/|b||^2, norms over channels: (N,). LPIPS (arXiv
+    1801.03924, equation 1) with all weights one. Features (N, C, H, W) and (M, C, H, W) a layer."""
     distances = [
         difference(_unit(exact(one)), _unit(exact(other))).square().sum(dim=1).mean(dim=(1, 2))
         for one, other in zip(a, b, strict=True)
@@ -98,10 +96,8 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def lpips_at_hand(file: str, device: torch.device) -> Distance | None:
-    """LPIPS with AlexNet, as its authors advise for measuring, in images upsampled to 64 pixels.
-
-    None where no `file` is named and the torch hub cache has none; InputError for one that does not serve.
-    """
+    """LPIPS with AlexNet, as its authors advise for measuring, in images upsampled to 64 pixels. None where
+    no `file` is named and the torch hub cache has none; InputError for one that does not serve."""
     if not file and not _backbone_path("alex", "").is_file():
         return None
     return _lpips("alex", backbone_file("alex", file, "lpips"), device, 64)

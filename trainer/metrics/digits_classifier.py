@@ -21,14 +21,8 @@ class DigitsClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            [
-                nn.Conv2d(1, 32, 3, padding=1),
-                nn.Conv2d(32, 64, 3, padding=1, stride=2),
-                nn.Conv2d(64, 64, 3, padding=1),
-                nn.Conv2d(64, 64, 3, padding=1, stride=2),
-            ]
-        )
+        layers = ((1, 32, 1), (32, 64, 2), (64, 64, 1), (64, 64, 2))  # channels, and the stride
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in layers)
         self.hidden = nn.Linear(256, 64)
         self.logits = nn.Linear(64, 10)
 
@@ -47,8 +41,7 @@ class DigitsClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, 10)."""
-        scores: Tensor = self.logits(self.embed(images))
-        return scores
+        return self.logits(self.embed(images))
 
 
 def load_classifier(name: str) -> DigitsClassifier:

@@ -30,10 +30,8 @@ class FeatureNetwork:
 def load_features(
     name: str, file: str, image_shape: tuple[int, int, int], device: torch.device
 ) -> FeatureNetwork:
-    """The network in whose `features` images are compared; `file` holds Inception's weights.
-
-    Raises WrongValue where it does not take such images, InputError for a file that is not its weights.
-    """
+    """The network in whose `features` images are compared; `file` holds Inception's weights. WrongValue where
+    it does not take such images, InputError for a file that is not its weights."""
     if name == "inception":
         if image_shape[0] not in (1, 3):
             raise WrongValue(Name("features"), f": 'inception' takes 1 or 3 channels, not {image_shape[0]}")

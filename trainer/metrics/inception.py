@@ -28,10 +28,8 @@ class Inception:
     sha256: str
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, 2048) and unbiased logits (N, 1008), float32, of images uint8 (N, C, H, W).
-
-        C is 1 or 3: grey is repeated. The network resizes to 299 x 299 itself.
-        """
+        """Features (N, 2048) and unbiased logits (N, 1008), float32, of images uint8 (N, C, H, W). C is 1 or
+        3: grey is repeated. The network resizes to 299 x 299 itself."""
         return self.network(images.expand(-1, 3, -1, -1))
 
 
@@ -47,10 +45,8 @@ def inception_file(setting: str) -> Path:
 
 
 def load_inception(path: Path, device: torch.device) -> Inception:
-    """The detector from its weights' file, which is read without executing anything.
-
-    Raises InputError where the file is missing, or is not the weights of this network.
-    """
+    """The detector from its weights' file, which is read without executing anything. InputError where the
+    file is missing, or is not the weights of this network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:

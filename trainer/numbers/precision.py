@@ -14,10 +14,8 @@ def exact(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether GPUs may round what they multiply in float32 to TF32's 10 bits.
-
-    Unless they are told, they do so in convolutions and not elsewhere.
-    """
+    """Whether GPUs may round what they multiply in float32 to TF32's 10 bits. Unless they are told, they do
+    so in convolutions and not elsewhere."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = allowed

@@ -21,9 +21,7 @@ Weights = str
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu", weights: Weights = "ema") -> Student:
     """Load an export, or a checkpoint (of which `weights` says which ones), of any method, for sampling.
-
-    Raises InputError where the folder holds neither or a damaged one.
-    """
+    InputError where the folder holds neither or a damaged one."""
     saved = saved_model(Path(folder), weights)
     model = student_of(saved)
     restore_weights(model, saved)

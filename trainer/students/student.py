@@ -103,9 +103,7 @@ class Student(nn.Module):
 
     def step_levels(self, steps: int) -> list[float]:
         """The noise levels that `sample` predicts from: sigma_max, then evenly down in the schedule's terms.
-
-        That is Karras' schedule of steps + 1 points without its last one, sigma_min.
-        """
+        That is Karras' schedule of steps + 1 points without its last one, sigma_min."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         below = [(high + step / steps * (low - high)) ** self.rho for step in range(1, steps)]
         return [self.sigma_max, *below]
@@ -122,37 +120,25 @@ class Student(nn.Module):
         return copy.deepcopy(self).eval().requires_grad_(False)
 
     def loss(self, module: nn.Module, batch: Batch, lesson: Lesson) -> dict[str, Tensor]:
-        """Scalar terms, means over the batch; 'loss' is the one to descend.
-
-        What needs a gradient is computed by calling `module`, which is this student, or it compiled; here it
-        predicts as `predict` does.
-        """
+        """Scalar terms, means over the batch; 'loss' is the one to descend. What needs a gradient is computed
+        by calling `module`, which is this student, or it compiled; here it predicts as `predict` does."""
         return distillation_loss(module, batch, lesson)
 
     def draw_states(
         self, seed: int, positions: NDArray[np.int64], sigmas: NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        """Numbers of the stored states to read beside the end, (B, s), by the samples' positions.
-
-        `sigmas` (n + 1,) are those of the stored states. Here: the start alone.
-        """
+        """Numbers of the stored states to read beside the end, (B, s), by the samples' positions. `sigmas` (n
+        + 1,) are those of the stored states. Here: the start alone."""
         return np.zeros((len(positions), 1), dtype=np.int64)
 
     def parameter_groups(self, training: TrainingSettings) -> list[dict[str, Any]]:
         """Groups for the optimiser, each with its rate and weight decay."""
-        return [
-            {
-                "params": list(self.parameters()),
-                "lr": training.learning_rate,
-                "weight_decay": training.weight_decay,
-            }
-        ]
+        rate, decay = training.learning_rate, training.weight_decay
+        return [{"params": list(self.parameters()), "lr": rate, "weight_decay": decay}]
 
     def optimizer(self, training: TrainingSettings) -> torch.optim.Optimizer:
-        """Of all that it learns, targets left out.
-
-        A network that shall sit a step out must have no gradient in it, not a zero: Adam would move it.
-        """
+        """Of all that it learns, targets left out. A network that shall sit a step out must have no gradient
+        in it, not a zero: Adam would move it."""
         return adam(self.parameter_groups(training), training)
 
     def after_step(self, step: int) -> None:
@@ -177,10 +163,8 @@ class Student(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """All but the weights, as it stands in exports and checkpoints; JSON-serialisable."""
-        own = {
-            section: dataclasses.asdict(getattr(self.options, section))
-            for section in self.method.network_sections
-        }
+        sections = self.method.network_sections
+        own = {section: dataclasses.asdict(getattr(self.options, section)) for section in sections}
         return {
             "format": FORMAT,
             "version": 1,
@@ -210,10 +194,8 @@ class Student(nn.Module):
     def save(
         self, folder: Path, about: dict[str, Any], complete: Callable[[Path], None] = lambda folder: None
     ) -> str:
-        """Write the export that `load_model` reads: model.safetensors and config.json.
-
-        `complete` adds to the folder before it appears. Returns the SHA-256 of the weights.
-        """
+        """Write the export that `load_model` reads: model.safetensors and config.json. `complete` adds to the
+        folder before it appears. Returns the SHA-256 of the weights."""
         with atomic_folder(folder) as temporary:
             weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
             kept = {name: value for name, value in weights.items() if not self.is_training_only(name)}

@@ -75,9 +75,10 @@ class TeacherArchitecture:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form; an unbounded sigma_max is left out."""
-        values = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        listed = (
+            (key, list(value) if isinstance(value, tuple) else value) for key, value in asdict(self).items()
+        )
+        values = dict(listed)
         if values.get("sigma_max") == math.inf:
             del values["sigma_max"]
         return values if self.family == FIRST else {"family": self.family, **values}
@@ -85,12 +86,8 @@ class TeacherArchitecture:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises TypeError on an unknown or missing key."""
-        given: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key != "family"
-        }
-        return cls(**given)
+        own = ((key, value) for key, value in values.items() if key != "family")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in own})
 
 
 class TeacherNetwork(nn.Module):
@@ -109,10 +106,8 @@ class TeacherNetwork(nn.Module):
         return sigma
 
     def split(self) -> tuple[Encoder, Decoder]:
-        """Copies of its two halves; what both need, such as an embedding, is in each of them.
-
-        Raises NotSplit where it has none.
-        """
+        """Copies of its two halves; what both need, such as an embedding, is in each of them. NotSplit where
+        it has none."""
         raise NotSplit(f"its family is '{self.arch.family}'", "one whose networks have two halves")
 
     def parameter_count(self) -> int:
@@ -194,10 +189,8 @@ def architecture_from_json(values: Mapping[str, Any]) -> TeacherArchitecture:
 
 
 def with_weights(arch: TeacherArchitecture, state: Mapping[str, Tensor]) -> TeacherNetwork:
-    """The frozen network with these weights, in single precision, as its own.
-
-    Raises ValueError where names or shapes are not those of the network.
-    """
+    """The frozen network with these weights, in single precision, as its own. ValueError where names or
+    shapes are not those of the network."""
     network = empty(arch)
     check_fit(state, network.state_dict())
     return frozen(network, state)

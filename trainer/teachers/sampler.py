@@ -38,10 +38,8 @@ def sigma_schedule(
 
 
 def network_range(teacher: Denoiser, sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """The range within the one that the teacher's network was made for, as EDM's sampler limits it.
-
-    A denoiser without an architecture (`arch`) has no limits.
-    """
+    """The range within the one that the teacher's network was made for, as EDM's sampler limits it. A
+    denoiser without an architecture (`arch`) has no limits."""
     arch = getattr(teacher, "arch", None)
     if arch is None:
         return sigma_min, sigma_max

@@ -36,10 +36,8 @@ class Teacher:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights as they are computed with: their names, shapes and values in single precision.
-
-        A snapshot and what was imported from it are thus the same teacher.
-        """
+        """Of the weights as they are computed with: their names, shapes and values in single precision. A
+        snapshot and what was imported from it are thus the same teacher."""
         digest = hashlib.sha256()
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)}\n".encode())
@@ -48,8 +46,7 @@ class Teacher:
 
     def __call__(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
         """The denoised images. x (N, C, H, W), sigma scalar or (N,), labels (N, classes) one-hot or None."""
-        denoised: Tensor = self.network(x, sigma, labels)
-        return denoised
+        return self.network(x, sigma, labels)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the network knows."""
@@ -66,9 +63,7 @@ class Teacher:
 
 def load_teacher(path: str | Path, device: torch.device | str = "cpu") -> Teacher:
     """Read a teacher; 'digits' names the one that ships. Weights of any precision are computed in float32.
-
-    Nothing in a file is executed. Raises InputError when it is not a teacher's or its weights do not fit.
-    """
+    Nothing in a file is executed. InputError when it is not a teacher's or its weights do not fit."""
     place = asset("digits-teacher") if str(path) == "digits" else Path(path)
     if place.is_dir():
         return _from_folder(place, str(path), device)
@@ -147,12 +142,8 @@ def save_teacher(folder: Path, network: TeacherNetwork, about: dict[str, Any], d
 
 
 def read_weights(path: Path, like: dict[str, Tensor], optional: Set[str] = frozenset()) -> dict[str, Tensor]:
-    """Tensors of a safetensors file with the names and shapes of `like`, in its types.
-
-    Those named `optional` may be missing.
-
-    Raises InputError when the file is missing or damaged, or holds other tensors.
-    """
+    """Tensors of a safetensors file with the names and shapes of `like`, in its types. Those named `optional`
+    may be missing. InputError when the file is missing or damaged, or holds other tensors."""
     try:
         tensors = load_file(path)
     except FileNotFoundError:

@@ -38,9 +38,7 @@ def keep_luminance(images: Tensor) -> Keep:
 
 def editing_levels(model: HKD, steps: int, highest: float, lowest: float) -> list[float]:
     """Noise levels of the steps: the model's start, then from `highest` to `lowest`, evenly in Karras' time.
-
-    Between its start and `highest`, noise drowns what is known.
-    """
+    Between its start and `highest`, noise drowns what is known."""
     if not model.sigma_min <= lowest <= highest <= model.sigma_max:
         got = f": got {lowest:g} and {highest:g}; accepted: noise levels from {model.sigma_min:g} to "
         raise WrongValue(

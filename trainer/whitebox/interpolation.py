@@ -11,10 +11,8 @@ def linear(one: Tensor, other: Tensor, weights: Tensor) -> Tensor:
 
 
 def spherical(one: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-    """The same along the great circle, so that what lies between two noises is as large as they are.
-
-    `one` and `other` must not be parallel.
-    """
+    """The same along the great circle, so that what lies between two noises is as large as they are. `one`
+    and `other` must not be parallel."""
     cosine = torch.nn.functional.cosine_similarity(one.double().flatten(), other.double().flatten(), dim=0)
     angle = torch.acos(cosine.clamp(-1, 1)).to(one.dtype)
     weights = weights.reshape(-1, *[1] * one.ndim)

@@ -11,10 +11,8 @@ from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
 
 @torch.no_grad()
 def pair_eigenvalues(model: HKD) -> dict[int, tuple[Tensor, Tensor]]:
-    """alpha and beta of every pair of channels at every location, (C/2, H, W) each.
-
-    By the number of the observable (as in HKD.shapes), of those that have an operator, in that order.
-    """
+    """alpha and beta of every pair of channels at every location, (C/2, H, W) each. By the number of the
+    observable (as in HKD.shapes), of those that have an operator, in that order."""
     eigenvalues = {}
     for name, operator in model.koopman.items():
         assert isinstance(operator, KoopmanOperator)

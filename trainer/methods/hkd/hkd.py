@@ -66,9 +66,7 @@ class HKD(Student):
 
     def encode(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """E(x, sigma): the observables of states x (N, C, H, W) at noise levels sigma (N,), finest first.
-
-        Here and below, labels are one-hot (N, label_dim), class numbers (N,) of an integer type, or None.
-        """
+        Here and below, labels are one-hot (N, label_dim), class numbers (N,) of an integer type, or None."""
         x, sigma = x.to(self.dtype), sigma.to(self.dtype)
         told = sigma if self.options.koopman.encoder_time == "sigma" else torch.ones_like(sigma)
         return self.encoder.observe(x, sigma, told, self._one_hot(labels))
@@ -198,9 +196,7 @@ class HKD(Student):
 
     def parameter_groups(self, training: TrainingSettings) -> list[dict[str, Any]]:
         """Groups for the optimiser: the networks, and the operators with their own rate and no decay.
-
-        Raises UsageError where the operators would have nothing to learn from.
-        """
+        UsageError where the operators would have nothing to learn from."""
         check_options(self.options)
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
         groups: list[dict[str, Any]] = [
@@ -228,10 +224,8 @@ class HKD(Student):
 
 
 def _compared(batch: Batch, batch_size: int, some: int) -> tuple[NDArray[np.int64], int]:
-    """Rows of the trajectories whose observables are compared, and how many each of them stands for.
-
-    Chosen by position, they are the same for any number of processes, and no batch is without one.
-    """
+    """Rows of the trajectories whose observables are compared, and how many each of them stands for. Chosen
+    by position, they are the same for any number of processes, and no batch is without one."""
     if batch.positions is None:
         return np.arange(len(batch.states)), 1
     one_in = min(max(4, batch_size // some), some, batch_size)

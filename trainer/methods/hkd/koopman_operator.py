@@ -34,9 +34,7 @@ class KoopmanOperator(nn.Module):
         alpha_bound: float = 0.0,
     ) -> None:
         """A starts at zero, so the evolution starts as exactly the identity. `channels` must be even.
-
-        `alpha_bound` above 0 keeps |alpha| below it.
-        """
+        `alpha_bound` above 0 keeps |alpha| below it."""
         super().__init__()
         if channels % 2:
             raise ValueError(f"channels: {channels} cannot be paired")
@@ -166,10 +164,8 @@ def _turned(z: Tensor, cosine: Tensor, sine: Tensor, way: float) -> Tensor:
 
 
 def cosine_maps(count: int, height: int, width: int) -> Tensor:
-    """The `count` smoothest cosines cos(pi u (y + 1/2) / H) cos(pi v (x + 1/2) / W): (count, H, W).
-
-    The first one is constant. They are orthogonal.
-    """
+    """The `count` smoothest cosines cos(pi u (y + 1/2) / H) cos(pi v (x + 1/2) / W): (count, H, W). The first
+    one is constant. They are orthogonal."""
     frequencies = sorted(itertools.product(range(height), range(width)), key=lambda uv: math.hypot(*uv))
 
     def wave(frequency: int, size: int) -> Tensor:

@@ -29,7 +29,6 @@ class KD(Student):
         self.denoiser.load_state_dict({name: weights[name] for name in self.denoiser.state_dict()})
 
     def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        images: Tensor = self.denoiser(x, sigma, labels)
-        return images
+        return self.denoiser(x, sigma, labels)
 
     forward = predict

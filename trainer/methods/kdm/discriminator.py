@@ -28,21 +28,16 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 1, H', W')."""
-        logits: Tensor = self.layers(images)
-        return logits
+        return self.layers(images)
 
     def judgement(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Binary cross entropy of telling real from fake images, (N,), for the discriminator to descend.
-
-        The images get no gradient.
-        """
+        """Binary cross entropy of telling real from fake images, (N,), for the discriminator to descend. The
+        images get no gradient."""
         return (_surprise(self(real.detach())) + _surprise(-self(fake.detach()))) / 2
 
     def deception(self, fake: Tensor) -> Tensor:
-        """Binary cross entropy of taking fake images for real, (N,), for their maker to descend.
-
-        The discriminator gets no gradient.
-        """
+        """Binary cross entropy of taking fake images for real, (N,), for their maker to descend. The
+        discriminator gets no gradient."""
         frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
         return _surprise(torch.func.functional_call(self, frozen, (fake,)))
 

@@ -35,10 +35,8 @@ class KDM(Student):
     def __init__(
         self, arch: TeacherArchitecture, options: KdmOptions, sigma_min: float, sigma_max: float, rho: float
     ) -> None:
-        """`arch` is the teacher's, of which only the shape of the images and the classes matter.
-
-        Raises UsageError where no network of the settings' kind fits them.
-        """
+        """`arch` is the teacher's, of which only the shape of the images and the classes matter. UsageError
+        where no network of the settings' kind fits them."""
         super().__init__(arch, options, sigma_min, sigma_max, rho)
         settings = options.kdm
         self.latent = settings.projection or arch.img_resolution**2
@@ -76,8 +74,7 @@ class KDM(Student):
 
     def predict(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The end of the trajectory that starts at x, at sigma_max whatever `sigma` says."""
-        images: Tensor = self.decoder(self.evolve(x, labels), labels)
-        return images
+        return self.decoder(self.evolve(x, labels), labels)
 
     def forward(
         self, starts: Tensor, ends: Tensor, noise: Tensor, labels: Tensor | None = None
@@ -160,8 +157,7 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(pixels, settings.projection) if settings.projection else nn.Identity()
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        latents: Tensor = self.projection(self.unet(x, x.new_zeros(x.shape[0]), labels).flatten(1))
-        return latents
+        return self.projection(self.unet(x, x.new_zeros(x.shape[0]), labels).flatten(1))
 
 
 class Decoder(nn.Module):
@@ -176,8 +172,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
         picture = self.projection(z).view(z.shape[0], 1, self.side, self.side)
-        images: Tensor = self.unet(picture, z.new_zeros(z.shape[0]), labels)
-        return images
+        return self.unet(picture, z.new_zeros(z.shape[0]), labels)
 
 
 def _unet(arch: TeacherArchitecture, settings: KdmSettings, channels: int, out_channels: int) -> SongUNet:

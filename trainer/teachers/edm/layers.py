@@ -40,10 +40,8 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """Convolution, with a resampling by two before it, or, `fused`, after it.
-
-    With `kernel` 0 it only resamples. `resample_filter` is the one-dimensional filter, (1, 1) or longer.
-    """
+    """Convolution, with a resampling by two before it, or, `fused`, after it. With `kernel` 0 it only
+    resamples. `resample_filter` is the one-dimensional filter, (1, 1) or longer."""
 
     resample_filter: Tensor
 
@@ -161,8 +159,7 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self._forward, x, emb, use_reentrant=False)
-            return result
+            return checkpoint(self._forward, x, emb, use_reentrant=False)
         return self._forward(x, emb)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -93,20 +93,13 @@ def architecture_of_state_dict(state: Mapping[str, Tensor], **known: Any) -> Arc
         raise ValueError(f"no tensor {error}: not a network of EDM's") from None
     if "u" in state:
         table = state["u"]
-        values |= {
-            "preconditioning": "iddpm",
-            "M": len(table) - 1,
-            "sigma_min": float(table[-2]),
-            "sigma_max": float(table[0]),
-        }
+        values |= {"preconditioning": "iddpm", "M": len(table) - 1}
+        values |= {"sigma_min": float(table[-2]), "sigma_max": float(table[0])}
     return Architecture(**(values | known))
 
 
 def architecture_of_snapshot(snapshot: Snapshot) -> Architecture:
-    """The architecture of a snapshot's network.
-
-    Raises ValueError where its settings contradict its tensors.
-    """
+    """The architecture of a snapshot's network. ValueError where its settings contradict its tensors."""
     settings = {**snapshot.init_kwargs, **snapshot.attributes}
     known: dict[str, Any] = {
         "preconditioning": PRECONDITIONING[snapshot.class_name],
@@ -131,10 +124,8 @@ def architecture_of_snapshot(snapshot: Snapshot) -> Architecture:
 
 
 def check_layers(network: TeacherNetwork, said_of: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare what the loaded layers compute with what the file says of them, by their names.
-
-    Raises ValueError where it differs: a network of code that was changed.
-    """
+    """Compare what the loaded layers compute with what the file says of them, by their names. ValueError
+    where it differs: a network of code that was changed."""
     for name, module in network.named_modules():
         if isinstance(module, Conv2d) and (module.up or module.down):
             taps = module.resample_filter.float()

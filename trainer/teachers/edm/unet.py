@@ -91,9 +91,7 @@ class UNet(Encoder, Decoder):
         self, noise_labels: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         """Embedding (N, emb) of noise labels (N,), classes (N, label_dim) and augmentations (N, augment_dim).
-
-        Classes are one-hot, None stands for zeros; without augmentations, as when sampling, None.
-        """
+        Classes are one-hot, None stands for zeros; without augmentations, as when sampling, None."""
         raise NotImplementedError
 
     def finish(self, x: Tensor) -> Tensor:
