@@ -192,7 +192,12 @@ def open_archive(path: str | Path, check_sizes: bool = True) -> Archive:
     """
     if is_url(path):
         remote = RemoteFolder(str(path))
-        return Archive(remote, *_manifest(remote))
+        try:
+            content = b"".join(remote.stream("manifest.json"))
+        except BadFile:
+            raise InputError(f"{remote}: no manifest.json there: no finished archive") from None
+        name = f"{remote}/manifest.json"
+        return Archive(remote, *parse_manifest(parse_json(content, name), name))
     root = Path(path)
     plan, shards = read_manifest(root)
     for shard in shards if check_sizes else ():
@@ -204,15 +209,6 @@ def open_archive(path: str | Path, check_sizes: bool = True) -> Archive:
                 what = f"is damaged: it has {size} bytes, not the manifest's {recorded}"
                 raise _damaged(root, shard, file, what)
     return Archive(LocalFolder(root), plan, shards)
-
-
-def _manifest(remote: RemoteFolder) -> tuple[Plan, list[ShardRecord]]:
-    try:
-        content = b"".join(remote.stream("manifest.json"))
-    except BadFile:
-        raise InputError(f"{remote}: no manifest.json there: no finished archive") from None
-    path = f"{remote}/manifest.json"
-    return parse_manifest(parse_json(content, path), path)
 
 
 def read_payloads(root: Path, plan: Plan, record: ShardRecord, indices: range) -> list[bytes]:

@@ -44,19 +44,16 @@ class AfterStep(Hook):
 class AverageWeights(Hook):
     """The averages of the state follow its weights."""
 
+    @torch.no_grad()
     def after_step(self, state: TrainingState[Any]) -> None:
-        for decay, average in state.averages.items():
-            update_average(average, state.model, average_decay(decay, state.step))
+        """ema <- decay * ema + (1 - decay) * model for parameters, a copy for buffers."""
+        for ema, average in state.averages.items():
+            decay = average_decay(ema, state.step)
+            torch._foreach_lerp_(list(average.parameters()), list(state.model.parameters()), 1 - decay)
+            for kept, buffer in zip(average.buffers(), state.model.buffers(), strict=True):
+                kept.copy_(buffer)
 
 
 def average_decay(ema: float, step: int) -> float:
     """Decay of the average at a step (counted from 0): short at first, so that the start is forgotten."""
     return min(ema, (1 + step) / (10 + step))
-
-
-@torch.no_grad()
-def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * model for parameters, a copy for buffers."""
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-    for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
-        average.copy_(buffer)

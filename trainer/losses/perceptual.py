@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from hkdpipe.manifests.ground.errors import InputError, Name, Remedy, WrongValue, first_line
@@ -137,7 +137,9 @@ def _lpips(name: str, file: Path, device: torch.device, size: int) -> Distance:
         ) from None
     with contextlib.redirect_stdout(io.StringIO()):  # lpips announces itself
         network = lpips.LPIPS(net=name, pnet_rand=True, verbose=False)
-    network.net.load_state_dict(_sliced(trunk, network.net))
+    # lpips cuts the trunk's `features` into slices, and names their layers by these.
+    layers, named = trunk.state_dict(), network.net.state_dict()
+    network.net.load_state_dict({name: layers[f"features.{name.split('.', 1)[1]}"] for name in named})
     network.eval().requires_grad_(False).to(device)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -150,16 +152,6 @@ def _lpips(name: str, file: Path, device: torch.device, size: int) -> Distance:
         return torch.stack(differences).sum(dim=0)
 
     return distance
-
-
-def _sliced(trunk: nn.Module, net: nn.Module) -> dict[str, Tensor]:
-    """The trunk's weights under the names of lpips, which cuts `features` into slices."""
-    weights = trunk.state_dict()
-    renamed = {}
-    for name in net.state_dict():
-        layer = name.split(".", 1)[1]
-        renamed[name] = weights[f"features.{layer}"]
-    return renamed
 
 
 def _fit(images: Tensor, size: int) -> Tensor:

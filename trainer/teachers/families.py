@@ -75,10 +75,9 @@ class TeacherArchitecture:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form; an unbounded sigma_max is left out."""
-        listed = (
-            (key, list(value) if isinstance(value, tuple) else value) for key, value in asdict(self).items()
-        )
-        values = dict(listed)
+        values = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
         if values.get("sigma_max") == math.inf:
             del values["sigma_max"]
         return values if self.family == FIRST else {"family": self.family, **values}
@@ -86,8 +85,9 @@ class TeacherArchitecture:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises TypeError on an unknown or missing key."""
-        own = ((key, value) for key, value in values.items() if key != "family")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in own})
+        own = {key: tuple(one) if isinstance(one, list) else one for key, one in values.items()}
+        given: dict[str, Any] = {key: own[key] for key in own if key != "family"}
+        return cls(**given)
 
 
 class TeacherNetwork(nn.Module):

@@ -100,24 +100,20 @@ def _from_file(file: Path) -> TeacherNetwork:
             snapshot = read_snapshot(file, tuple(of_class))
             return of_class[snapshot.class_name].from_snapshot(snapshot)
         if file.suffix in _STATE_DICTS:
-            return _from_state_dict(_read_state_dict(file))
+            return _from_state_dict(file)
         return owners[file.suffix].from_file(file)
     except UNFIT as error:
         raise InputError(f"{file}: not a network that hkdpipe knows: {error}") from None
 
 
-def _read_state_dict(file: Path) -> Mapping[str, Tensor]:
+def _from_state_dict(file: Path) -> TeacherNetwork:
+    """The network of the first family that knows the names; what the first one says where none does."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling what is something else raises anything
         raise InputError(f"{file}: not a state dict ({first_line(error)})") from None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{file}: not a state dict: accepted: a dictionary of tensors by their names")
-    return state
-
-
-def _from_state_dict(state: Mapping[str, Tensor]) -> TeacherNetwork:
-    """The network of the first family that knows the names; what the first one says where none does."""
     refusals: list[Exception] = []
     for family in families.families():
         try:

@@ -31,7 +31,9 @@ class Pictures(Format):
     def images(self, source: str) -> NDArray[np.float32]:
         path = Path(source)
         if path.is_file() and path.suffix == ".zip":
-            return scaled(_read_zip(path))
+            with _opened_zip(path) as archive:
+                members = ((f"{path}/{name}", archive.open(name)) for name in _members(archive))
+                return scaled(_stacked(path, members))
         files = _pictures(path) if path.is_dir() else [path]
         return scaled(_stacked(path, ((str(file), file.open("rb")) for file in files)))
 
@@ -47,11 +49,6 @@ class Pictures(Format):
 
 
 register(Pictures())
-
-
-def _read_zip(path: Path) -> NDArray[np.uint8]:
-    with _opened_zip(path) as archive:
-        return _stacked(path, ((f"{path}/{name}", archive.open(name)) for name in _members(archive)))
 
 
 def _read_zip_labels(path: Path) -> NDArray[Any] | None:

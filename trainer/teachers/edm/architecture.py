@@ -54,14 +54,8 @@ class Architecture(TeacherArchitecture):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted: {', '.join(choices)}")
         if self.model_type == "DhariwalUNet":
-            fixed = {
-                "embedding_type": "positional",
-                "channel_mult_noise": 1,
-                "encoder_type": "standard",
-                "resample_filter": (1, 1),
-            }
-            for name, value in fixed.items():
-                if getattr(self, name) != value:
+            for name in ("embedding_type", "channel_mult_noise", "encoder_type", "resample_filter"):
+                if getattr(self, name) != (value := getattr(Architecture, name)):
                     raise ValueError(f"{name}: got {getattr(self, name)!r}; DhariwalUNet has {value!r}")
         halvings = len(self.channel_mult) - 1
         if self.img_resolution <= 0 or self.img_resolution % (1 << halvings):
