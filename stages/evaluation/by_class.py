@@ -18,11 +18,8 @@ def class_rows(
 ) -> list[Row]:
     """A row for each of `classes`: how many `samples` were asked for it (asked (N,), their features (N, d)),
     under `metric` their Frechet distance to the real images of that class (features (M, d), labels (M,) or
-    None where they are not known), and `as_asked`, the share in which a classifier sees that class (judged
-    (N,), None without such a classifier).
-
-    Left out is a distance that has fewer than two images on a side, and what has no samples.
-    """
+    None if unknown), and `as_asked`, the share in which a classifier, if there is one, sees it (judged (N,)).
+    Left out is a distance that has fewer than two images on a side, and what has no samples."""
     rows = []
     for number in sorted(classes):
         own = asked == number
@@ -37,15 +34,11 @@ def class_rows(
 
 
 def match_rows(classes: NDArray[np.int64], errors: NDArray[np.floating]) -> list[Row]:
-    """For each class among those of held-out trajectories (N,): how many are `held_out`, and `match_mse`, the
-    mean of their errors (N,)."""
+    """For each class of held-out trajectories (N,): how many are `held_out`, and their mean error."""
+    own = {number: errors[classes == number] for number in np.unique(classes).tolist()}
     return [
-        {
-            "class": number,
-            "held_out": int((classes == number).sum()),
-            "match_mse": float(errors[classes == number].mean()),
-        }
-        for number in np.unique(classes).tolist()
+        {"class": number, "held_out": len(some), "match_mse": float(some.mean())}
+        for number, some in own.items()
     ]
 
 

@@ -96,8 +96,7 @@ class Context:
     def teacher_images(
         self, noise: Tensor, labels: Tensor | None, draw: Draw | None = None, *, steps: int, solver: str = ""
     ) -> Tensor:
-        """The teacher's own samples, with so many steps of the archive's solver or another one; no noise is
-        drawn."""
+        """The teacher's own samples, by the archive's solver or another one; no noise is drawn."""
         sampler = {**self.archive.plan.sampler, "steps": steps, "solver": solver or self.solver}
         end, _ = sample_trajectory(self.teacher, noise, labels=labels, **sampler, keep=[steps])
         return end[0]

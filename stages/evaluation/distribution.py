@@ -27,8 +27,7 @@ from hkdpipe.trainer.teachers.sampler import evaluations
 
 
 def subjects(context: Context, weights: str) -> list[Subject]:
-    """The student, whose weights' digest is given; what the metrics add; the teacher with each number of
-    steps; other models."""
+    """The student, of a digest of `weights`; what the metrics add; the teacher by its steps; other models."""
     settings, teacher = context.settings, context.teacher.sha256
     found = [
         Subject(name, nfe, sampler, digest([weights, nfe]) if nfe > 1 else weights)
@@ -44,15 +43,12 @@ def subjects(context: Context, weights: str) -> list[Subject]:
         found.append(Subject(name, evaluations(steps, solver), sampler, identity))
     for path in settings.compared:
         model = load_model(path, context.device)
-        if (model.image_shape, model.arch.label_dim) != (
-            context.student.image_shape,
-            context.student.arch.label_dim,
-        ):
-            raise WrongValue(
-                Name("compared", EvaluationSettings),
-                f": {path} makes images of {model.image_shape} of {model.arch.label_dim} classes; "
-                "accepted: as the student does",
+        theirs, own = ((one.image_shape, one.arch.label_dim) for one in (model, context.student))
+        if theirs != own:
+            made = (
+                f": {path} makes images of {theirs[0]} of {theirs[1]} classes; accepted: as the student does"
             )
+            raise WrongValue(Name("compared", EvaluationSettings), made)
         found.append(Subject(path, 1, sampler_of(model.folded()), saved_model(Path(path), "ema").sha256))
     return found
 
@@ -60,8 +56,7 @@ def subjects(context: Context, weights: str) -> list[Subject]:
 def measure_distribution(
     context: Context, network: FeatureNetwork, reference: Reference, weights: str
 ) -> tuple[list[Row], list[Row]]:
-    """A row for each subject and one for two random halves of the reference; and, of a conditional teacher,
-    rows by class."""
+    """A row for each subject and for two random halves of the reference; rows by class, if there are any."""
     target = Target(context, network, reference)
     kept = [_row(context, subject, network, target) for subject in subjects(context, weights)]
     if not context.first:
@@ -132,8 +127,7 @@ def _wanted(settings: EvaluationSettings, network: FeatureNetwork) -> list[Metri
 
 
 def _by_class(seen: Seen) -> list[Row]:
-    """Rows by class of a conditional teacher, where the reference's classes are known and its features are
-    at hand."""
+    """Of a conditional teacher, where the reference's classes are known and its features at hand."""
     asked, target = seen.asked, seen.target
     if asked is None or not target.images or not seen.in_memory:
         return []

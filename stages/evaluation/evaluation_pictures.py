@@ -13,8 +13,7 @@ STRIP_ROWS = 4
 
 @torch.inference_mode()
 def sample_picture(context: Context) -> None:
-    """Samples beside the teacher's from the same noise, of a conditional teacher in the order of
-    their classes."""
+    """Samples beside the teacher's from the same noise, in the order of their classes if they have any."""
     context.check_stop()
     (noise, labels, drawn), classes = context.given(0, PICTURED), context.classes(0, PICTURED)
     order, sorted_by = np.arange(PICTURED), ""

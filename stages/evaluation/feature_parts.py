@@ -60,9 +60,9 @@ def compute_parts(
     advance: Callable[[int], None],
     wait: bool,
 ) -> None:
-    """Compute the missing parts of `folder` that nobody else is computing; `wait` until all are there.
+    """Compute the parts missing in `folder` that nobody else computes; `wait` until all are there.
 
-    `compute` raises to stop; `advance` is told how many images are there of all the parts'.
+    `compute` raises to stop; `advance` is told how many images are there.
     """
     make_folders(folder)
     with Claims(folder) as claims:

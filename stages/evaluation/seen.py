@@ -114,22 +114,19 @@ class Target:
         return 0 if self.reference.images is None else len(self.reference.images)
 
 
+@dataclass
 class Seen:
     """What a row is measured on: what the network said of a subject's images, and of the reference's."""
 
-    def __init__(
-        self,
-        context: Context,
-        network: FeatureNetwork,
-        target: Target,
-        parts: Callable[[], Iterator[Outputs]],
-    ) -> None:
-        self.context, self.network, self.target, self._parts = context, network, target, parts
+    context: Context
+    network: FeatureNetwork
+    target: Target
+    parts: Callable[[], Iterator[Outputs]]
 
     def _range(self, number: int) -> Iterator[Outputs]:
         """Of the images of one of the `ranges`; all but the Frechet distance is of the first."""
         count = self.context.settings.samples
-        return _slices(self._parts(), number * count, (number + 1) * count)
+        return _slices(self.parts(), number * count, (number + 1) * count)
 
     def feature_blocks(self, number: int) -> Iterator[NDArray[np.float32]]:
         return (part.features for part in self._range(number))

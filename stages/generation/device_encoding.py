@@ -13,9 +13,8 @@ _DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch
 
 
 def stored_numbers(states: Tensor, noise: Tensor, plan: Plan) -> NDArray[Any]:
-    """What the archive stores of the trajectories `states` (N, k, C, H, W), float64, and their unit noise
-    (N, C, H, W): an array of `plan.stored_dtype`, the same as `manifests` would make of it.
-    """
+    """What the archive stores of trajectories (N, k, C, H, W), float64, and their unit noise (N, C, H, W), in
+    `plan.stored_dtype`: the same as `manifests` would make of it."""
     if plan.encoding != "states":
         levels = torch.tensor(plan.sigmas, dtype=torch.float32, device=states.device)
         # Less the very product, in float32, that readers add.

@@ -26,10 +26,7 @@ def load_hkd(model: Path, device: torch.device) -> HKD:
 
 def trained_classes(model: Path, label_dim: int) -> tuple[int, ...]:
     """The classes that an export, also beside its .onnx, or a checkpoint says it was trained on; else all of
-    the network's.
-
-    None of a network that knows no classes.
-    """
+    the network's, if it knows any."""
     if not label_dim:
         return ()
     folder = model if model.is_dir() else model.parent

@@ -85,11 +85,9 @@ class EvaluationSettings:
                 metric.check(self)
         rows = ["student", "teacher", *self.compared]
         if shared := [path for path in self.compared if rows.count(path) > 1]:
-            raise WrongValue(
-                Name("compared", EvaluationSettings),
-                f": '{shared[0]}' would be the name of two rows; accepted: paths that differ from each other "
-                "and from 'student' and 'teacher', as './student'",
-            )
+            accepted = "paths that differ from each other and from 'student' and 'teacher', as './student'"
+            twice = f": '{shared[0]}' would be the name of two rows; accepted: {accepted}"
+            raise WrongValue(Name("compared", EvaluationSettings), twice)
         if self.bootstrap == 1:
             raise WrongValue(Name("bootstrap", EvaluationSettings), ": got 1; accepted: 0, or at least 2")
 

@@ -20,11 +20,8 @@ def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary
     if not file.is_file():
         raise InputError(f"{file}: no such file; accepted: {accepted_files()}")
     sha256 = sha256_file(file)
-    about: dict[str, Any] = {
-        "imported": {"file": file.name, "sha256": sha256},
-        "licence": licence,
-        "dataset": dataset,
-    }
+    imported = {"file": file.name, "sha256": sha256}
+    about: dict[str, Any] = {"imported": imported, "licence": licence, "dataset": dataset}
     did_nothing = out.exists() and any(out.iterdir())
     if did_nothing and _about(out) != about:
         raise UsageError(f"{out}: not empty, and not what {file.name} gives; choose another folder")

@@ -105,13 +105,11 @@ def _architecture(
     channels, height, width = images.shape[1:]
     levels = len(settings.channel_mult)
     if not levels:
-        raise WrongValue(
-            Name("channel_mult", TeacherTrainingSettings), ": got []; accepted: at least one integer"
-        )
+        channels_of = Name("channel_mult", TeacherTrainingSettings)
+        raise WrongValue(channels_of, ": got []; accepted: at least one integer")
     if height != width or height % (1 << (levels - 1)):
-        raise InputError(
-            f"{data}: pictures of {height}x{width}; accepted: square, a multiple of {1 << (levels - 1)}"
-        )
+        accepted = f"square, a multiple of {1 << (levels - 1)}"
+        raise InputError(f"{data}: pictures of {height}x{width}; accepted: {accepted}")
     return Architecture(
         img_resolution=height,
         img_channels=channels,
@@ -137,10 +135,9 @@ def _new_state(
     try:
         network = arch.network().to(device)
     except ValueError as error:
-        raise WrongValue(
-            Name("model_channels", TeacherTrainingSettings),
-            f": got {settings.model_channels}; accepted: one whose channels can be grouped ({error})",
-        ) from None
+        accepted = f"one whose channels can be grouped ({error})"
+        got = f": got {settings.model_channels}; accepted: {accepted}"
+        raise WrongValue(Name("model_channels", TeacherTrainingSettings), got) from None
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     return new_state(network, optimizer, [settings.ema])
 
@@ -149,17 +146,12 @@ def _classes(data: str) -> NDArray[np.int64]:
     """The classes of the images. InputError where they have none, or numbers are left out."""
     classes = load_labels(data)
     if classes is None:
-        raise InputError(
-            f"{data}: no classes to train with ",
-            Name("conditional"),
-            f"; accepted: {', '.join(form.words_of_classes for form in formats())}",
-        )
+        accepted = f"; accepted: {', '.join(form.words_of_classes for form in formats())}"
+        raise InputError(f"{data}: no classes to train with ", Name("conditional"), accepted)
     counts = np.bincount(classes)
     if not counts.all():
-        raise InputError(
-            f"{data}: no image has label {counts.argmin()}; accepted: labels from 0 to {len(counts) - 1}, "
-            "none of them left out"
-        )
+        accepted = f"labels from 0 to {len(counts) - 1}, none of them left out"
+        raise InputError(f"{data}: no image has label {counts.argmin()}; accepted: {accepted}")
     return classes
 
 

@@ -61,11 +61,8 @@ def edit(
     student = load_hkd(model, device)
     time = middle_level(student) if wanted.time is None else wanted.time
     if not student.sigma_min <= time <= student.sigma_max:
-        raise WrongValue(
-            Name("time"),
-            f": got {time:g}; accepted: noise levels of the trajectory, from {student.sigma_min:g} to "
-            f"{student.sigma_max:g}",
-        )
+        accepted = f"noise levels of the trajectory, from {student.sigma_min:g} to {student.sigma_max:g}"
+        raise WrongValue(Name("time"), f": got {time:g}; accepted: {accepted}")
     painted = read_mask(wanted.mask, *student.image_shape[1:]).to(device)
     inverter = None if teacher is None else _fitting(teacher, student, device)
     given = [

@@ -31,15 +31,12 @@ def read_mask(mask: str, height: int, width: int) -> Tensor:
         pixels[top * height // 4 : bottom * height // 4, left * width // 4 : right * width // 4] = 1
         return pixels
     if not Path(mask).is_file():
-        raise InputError(
-            Name("mask"), f" {mask}: no such file; accepted: a grey picture, or {', '.join(MASKS)}"
-        )
+        accepted = f"a grey picture, or {', '.join(MASKS)}"
+        raise InputError(Name("mask"), f" {mask}: no such file; accepted: {accepted}")
     images = torch.from_numpy(load_images(mask))
     if images.shape != (1, 1, height, width):
         shape = "x".join(map(str, images.shape[1:]))
-        raise InputError(
-            Name("mask"),
-            f" {mask}: a picture of {shape} (channels, height, width); accepted: 1x{height}x{width}, grey, "
-            "as the model's images are large",
-        )
+        accepted = f"1x{height}x{width}, grey, as the model's images are large"
+        got = f" {mask}: a picture of {shape} (channels, height, width); accepted: {accepted}"
+        raise InputError(Name("mask"), got)
     return (images[0, 0] + 1) / 2

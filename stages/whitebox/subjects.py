@@ -50,11 +50,8 @@ def read_subjects(
     images = select_images(source)
     channels, height, width = student.image_shape
     if images.shape[2:] != (height, width) or images.shape[1] not in ({1, channels} if grey else {channels}):
-        raise InputError(
-            name,
-            f" {source}: {_kind(images.shape[1:])}; accepted: "
-            f"{_kind((channels, height, width))}{', or grey' if grey else ''}, as the model's images are",
-        )
+        accepted = f"{_kind(student.image_shape)}{', or grey' if grey else ''}, as the model's images are"
+        raise InputError(name, f" {source}: {_kind(images.shape[1:])}; accepted: {accepted}")
     if label_dim and class_number is None:
         missing = (Name("class_number"), ": missing; the model is told classes, and ", name)
         raise WrongValue(*missing, f" {source} does not say its own")

@@ -19,6 +19,8 @@ from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.whitebox.interpolation import linear, spherical
 
 FRAME_SECONDS = 0.25
+Rows = dict[str, NDArray[np.float32]]
+"""By their captions, rows of columns of images (rows, columns, C, H, W)."""
 
 
 @torch.inference_mode()
@@ -54,7 +56,7 @@ def trajectory(
         evolved.append(student.decode(student.evolve(first, levels[:1], level[None]), labels))
     # Of the end nothing is predicted: it is shown itself.
     scale = np.maximum(1, sigmas).astype(np.float32)[:, None, None, None]
-    rows: dict[str, NDArray[np.float32]] = {
+    rows: Rows = {
         "states (x / max(1, sigma))": states / scale,
         "end seen from each": _stacked([*seen, x[:, -1]], 1),
         "start evolved (not trained for)": _stacked([*evolved, x[:, -1]], 1),
@@ -148,13 +150,11 @@ def interpolate(
 
 def _check_fits(student: HKD, archive: Archive, model: Path) -> None:
     if archive.shape != student.image_shape:
-        raise UsageError(
-            f"{model}: makes images of {student.image_shape}, {archive.name} has states of {archive.shape}"
-        )
-    if archive.plan.label_dim != student.arch.label_dim:
-        raise UsageError(
-            f"{model}: knows {student.arch.label_dim} classes, {archive.name} {archive.plan.label_dim}"
-        )
+        stored = f"{archive.name} has states of {archive.shape}"
+        raise UsageError(f"{model}: makes images of {student.image_shape}, {stored}")
+    known, labels = student.arch.label_dim, archive.plan.label_dim
+    if known != labels:
+        raise UsageError(f"{model}: knows {known} classes, {archive.name} {labels}")
 
 
 def _check_indices(name: Name, indices: Sequence[int], count: int) -> None:
@@ -179,9 +179,7 @@ def _stacked(images: list[Tensor], dim: int) -> NDArray[np.float32]:
     return torch.stack(images, dim).float().cpu().numpy()
 
 
-def _sheet(
-    path: Path, rows: dict[str, NDArray[np.float32]], names: Sequence[object], columns: Sequence[str]
-) -> Path:
+def _sheet(path: Path, rows: Rows, names: Sequence[object], columns: Sequence[str]) -> Path:
     """All rows (N, columns, C, H, W) of the first of N names, then those of the next."""
     captions = [f"{name}: {caption}" for name in names for caption in rows]
     make_folders(path.parent)
@@ -192,9 +190,7 @@ def _sheet(
     return path
 
 
-def _animate(
-    out: Path, name: str, rows: dict[str, NDArray[np.float32]], columns: Sequence[str]
-) -> list[Path]:
+def _animate(out: Path, name: str, rows: Rows, columns: Sequence[str]) -> list[Path]:
     """A frame for each column of rows (N, columns, C, H, W), with N images in each of its rows."""
     frames = [
         strip([images[:, number] for images in rows.values()], list(rows), [column])

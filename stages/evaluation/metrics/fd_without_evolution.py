@@ -30,9 +30,9 @@ def _subjects(context: Context, weights: str) -> list[Subject]:
 
 def _check(settings: EvaluationSettings) -> None:
     if fd.METRIC.name not in settings.metrics:
+        accepted = f"'{METRIC.name}' beside '{fd.METRIC.name}'"
         raise WrongValue(
-            Name("metrics", type(settings)),
-            f": got {list(settings.metrics)}; accepted: '{METRIC.name}' beside '{fd.METRIC.name}'",
+            Name("metrics", type(settings)), f": got {list(settings.metrics)}; accepted: {accepted}"
         )
 
 

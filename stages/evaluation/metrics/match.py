@@ -103,8 +103,7 @@ class _OverStates:
 
 
 def _perceptual(context: Context) -> dict[str, Distance]:
-    """Distances that are not the loss's: of digits in the features of the metric's classifier, and LPIPS
-    where its weights are at hand."""
+    """Not the loss's: of digits in the metric's classifier, and LPIPS where its weights are at hand."""
     from hkdpipe.trainer.losses.perceptual import lpips_at_hand, normalised_difference
     from hkdpipe.trainer.metrics.digits_classifier import DIGITS, load_classifier
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 def precision_recall(
     made: NDArray[np.float32], real: NDArray[np.float32], neighbours: int = 3
 ) -> dict[str, float]:
-    """Of features (N, d): shares of the samples within the real images' manifold, and of the real images
-    within the samples'."""
+    """Of features (N, d): shares of samples in the real images' manifold, and of these in the samples'."""
     import torch
     from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -29,11 +28,9 @@ def precision_recall(
 
 def _check(settings: EvaluationSettings) -> None:
     if settings.samples <= settings.neighbours:
-        raise WrongValue(
-            Name("samples", type(settings)),
-            f": got {settings.samples}; accepted with '{METRIC.name}': at least {settings.neighbours + 1}, "
-            f"for {settings.neighbours} neighbours",
-        )
+        least = f"at least {settings.neighbours + 1}, for {settings.neighbours} neighbours"
+        accepted = f": got {settings.samples}; accepted with '{METRIC.name}': {least}"
+        raise WrongValue(Name("samples", type(settings)), accepted)
 
 
 METRIC = register(
