@@ -13,10 +13,8 @@ from hkdpipe.trainer.teachers.teacher import load_teacher
 
 
 def check_stages_fit(teacher: str, training: TrainingSettings, evaluation: EvaluationSettings) -> None:
-    """Check what training and evaluation need of a teacher's images, before trajectories are generated.
-
-    Raises UsageError or InputError as those stages would.
-    """
+    """Check what training and evaluation need of a teacher's images, before trajectories are generated:
+    raises UsageError or InputError as those stages would."""
     shape = load_teacher(teacher).image_shape
     check_perceptual(training.perceptual, training.perceptual_file, shape[0], training.perceptual_size)
     if evaluation.lpips:

@@ -55,10 +55,10 @@ def load_reference(source: str, archive: Archive, shape: tuple[int, int, int]) -
         images = to_uint8(load_images(source))
         labels = load_labels(source) if archive.plan.label_dim else None
     if images.shape[1:] != shape or len(images) < 4:
-        raise WrongValue(
-            Name("reference", EvaluationSettings),
-            f": '{source}' holds {len(images)} images of {images.shape[1:]}; accepted: at least 4 of {shape}",
+        got = (
+            f": '{source}' holds {len(images)} images of {images.shape[1:]}; accepted: at least 4 of {shape}"
         )
+        raise WrongValue(Name("reference", EvaluationSettings), got)
     classes = None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
     hashed = digest([hashlib.sha256(images.tobytes()).hexdigest(), list(images.shape), classes])
     return Reference(source, hashed, images, labels)

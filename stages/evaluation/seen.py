@@ -63,18 +63,14 @@ class Target:
             images_needed = {"reference features", "images"}
             if any(images_needed & {*metric.needs} for metric in context.settings.chosen):
                 fit = [name for name in choices() if not images_needed & {*metrics()[name].needs}]
-                raise WrongValue(
-                    Name("metrics", EvaluationSettings),
-                    f": '{reference.source}' holds statistics alone; accepted with it: ",
-                    ", ".join(f'"{name}"' for name in fit),
-                )
+                alone = f": '{reference.source}' holds statistics alone; accepted with it: "
+                accepted = ", ".join(f'"{name}"' for name in fit)
+                raise WrongValue(Name("metrics", EvaluationSettings), alone + accepted)
             width = len(reference.statistics.mean)
             if width != network.space.dimension:
-                raise WrongValue(
-                    Name("reference", EvaluationSettings),
-                    f": '{reference.source}' holds statistics of {width} features; "
-                    f"accepted: of {network.space.dimension}, as '{network.space.name}' has",
-                )
+                accepted = f"of {network.space.dimension}, as '{network.space.name}' has"
+                got = f": '{reference.source}' holds statistics of {width} features; accepted: {accepted}"
+                raise WrongValue(Name("reference", EvaluationSettings), got)
             self.statistics: Statistics = reference.statistics
             return
         images = reference.images
@@ -198,9 +194,7 @@ def _usable_labels(context: Context, reference: Reference) -> NDArray[np.int64] 
     labels, label_dim = reference.labels, context.archive.plan.label_dim
     # Those of an archive are the teacher's, of which it may have some only.
     if labels is not None and reference.source != ARCHIVE and labels.max() + 1 != label_dim:
-        context.reporter.line(
-            f"{reference.source}: has {labels.max() + 1} classes, the teacher {label_dim}: the distance is "
-            "not measured by class"
-        )
+        classes = f"has {labels.max() + 1} classes, the teacher {label_dim}"
+        context.reporter.line(f"{reference.source}: {classes}: the distance is not measured by class")
         return None
     return labels

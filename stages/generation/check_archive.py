@@ -100,19 +100,15 @@ def _load(root: Path, plan: Plan, teacher: str | None, device: torch.device) -> 
         raise WrongValue(Name("teacher"), f": {loaded.source} is not the teacher that {root} was made with")
     if loaded.arch.to_json() != plan.teacher["architecture"]:
         # A state dict does not tell everything: the same weights may be another preconditioning's.
-        raise WrongValue(
-            Name("teacher"),
-            f": {loaded.source} has the weights of the teacher that {root} was made with, but another "
-            "architecture; accepted: the file that it was made from",
-        )
+        other = f"has the weights of the teacher that {root} was made with, but another architecture"
+        accepted = "accepted: the file that it was made from"
+        raise WrongValue(Name("teacher"), f": {loaded.source} {other}; {accepted}")
     return loaded
 
 
 def _check_states(root: Path, findings: Findings, reporter: Reporter, go_on: Callable[[], None]) -> None:
     """Every state is finite, and every trajectory that is not imported starts at the noise of its index.
-
-    Shards at fault already are left out; a shard found wrong here joins them.
-    """
+    Shards at fault already are left out; a shard found wrong here joins them."""
     plan = findings.plan
     with reporter.phase("reading every state", plan.count, "trajectories") as advance:
         for k in range(plan.shards):
@@ -149,10 +145,8 @@ def _check_by_computing(
     reporter: Reporter,
     go_on: Callable[[], None],
 ) -> None:
-    """Some network batches, drawn at random, computed again.
-
-    They give the same bytes where they are made the same way, else the same numbers but for rounding.
-    """
+    """Some network batches, drawn at random, computed again: where they are made the same way, to the same
+    bytes, else to the same numbers but for rounding."""
     plan = findings.plan
     shards = [k for k in range(plan.shards) if k not in findings.shards]
     here = fingerprint(plan, device)

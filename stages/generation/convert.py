@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hkdpipe.manifests.archive.contents import missing_shards, valid_record
-from hkdpipe.manifests.archive.reader import Archive, open_archive, read_payloads
+from hkdpipe.manifests.archive.reader import open_archive, read_payloads
 from hkdpipe.manifests.archive.writer import write_payloads
 from hkdpipe.manifests.ground.atomic_files import Bytes, make_folders
 from hkdpipe.manifests.ground.claims import Claims
@@ -29,16 +29,14 @@ def convert(source: Path, out: Path, form: str, *, reporter: Reporter, stop: Cal
         if plan.form == form:
             raise WrongValue(Name("form"), f": got {form}, which is the form of {source}")
         converted = dataclasses.replace(plan, form=form)
-        payloads = partial(_payloads, source, archive)
+
+        def payloads(k: int) -> tuple[list[bytes], dict[str, Any]]:
+            archive.verify_shard(k)
+            record = archive.shards[k]
+            return read_payloads(source, plan, record, range(record.start, record.stop)), record.fingerprint
+
         rows = [("trajectories", f"{plan.count:,}, {len(plan.sigmas)} states each")]
         return write_missing(out, converted, payloads, rows, reporter, stop)
-
-
-def _payloads(source: Path, archive: Archive, k: int) -> tuple[list[bytes], dict[str, Any]]:
-    archive.verify_shard(k)
-    record = archive.shards[k]
-    indices = range(record.start, record.stop)
-    return read_payloads(source, archive.plan, record, indices), record.fingerprint
 
 
 def write_missing(
@@ -49,10 +47,8 @@ def write_missing(
     reporter: Reporter,
     stop: Callable[[], bool],
 ) -> Summary:
-    """Write what is missing in the archive `out`; `rows` say of what.
-
-    `payloads(k)` gives those of shard k and its fingerprint. Raises Interrupted when asked to stop.
-    """
+    """Write what is missing in `out`; `rows` say of what. `payloads(k)` gives those of shard k and
+    its fingerprint. Raises Interrupted when asked to stop."""
     written = 0
     make_folders(out)
     with Claims(out) as claims:

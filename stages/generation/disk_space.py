@@ -19,8 +19,8 @@ def check_storage(root: Path, plan: Plan, missing: Sequence[int], reporter: Repo
     if not missing:
         return
     need, product = needed(plan, missing)
-    free = shutil.disk_usage(root).free
-    place = _mount_point(root)
+    free, path = shutil.disk_usage(root).free, root.resolve()
+    place = next(folder for folder in (path, *path.parents) if folder.is_mount())
     if need > free and plan.codec == "none":
         raise HkdpipeError(
             f"{root}: {product} are to be stored, {in_bytes(free)} are free on {place}; take a smaller ",
@@ -50,8 +50,3 @@ def in_bytes(number: int) -> str:
             break
         size /= 1000
     return f"{size:,.0f} B" if unit == "B" else f"{size:,.1f} {unit}"
-
-
-def _mount_point(path: Path) -> Path:
-    path = path.resolve()
-    return next(folder for folder in (path, *path.parents) if folder.is_mount())

@@ -118,10 +118,8 @@ def finish_beside_others(out: Path, claims: Claims) -> list[int]:
 
 
 def make_plan(teacher: Teacher, settings: GenerationSettings, licence: str = "") -> Plan:
-    """What the archive will hold, at the noise levels that the teacher allows.
-
-    `licence` is that of a teacher that names none. UsageError naming the key that is not accepted.
-    """
+    """What the archive will hold, at the noise levels that the teacher allows. `licence` is that of a teacher
+    that names none. UsageError naming the key that is not accepted."""
     try:
         low, high = network_range(teacher, settings.sigma_min, settings.sigma_max)
         steps, rho, solver = settings.steps, settings.rho, settings.solver
@@ -161,11 +159,8 @@ def _stored_levels(
 
 
 def sample_shard(teacher: Teacher, plan: Plan, k: int, device: torch.device) -> Iterator[NDArray[Any]]:
-    """Shard k in pieces (up to batch_size, states, C, H, W).
-
-    Network batches start at fixed places of the shard and are padded to one shape, since another batch size
-    changes the last bits of a result.
-    """
+    """Shard k in pieces (up to batch_size, states, C, H, W). Network batches start at fixed places of it and
+    are padded to one shape, since another batch size changes the last bits of a result."""
     for batch in range(batches(plan, k)):
         yield sample_batch(teacher, plan, k, batch, device)
 

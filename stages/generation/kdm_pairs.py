@@ -56,16 +56,14 @@ def import_pairs(
     for k in range(plan.shards):
         record = valid_record(out, plan, k)
         if record is not None and record.fingerprint not in ({}, names(k)):
-            raise UsageError(
-                f"{out}: shard {k} holds other pairs than {source} has in its place now: take another OUT, "
-                "or give new pairs names that come after all others"
-            )
+            others = f"{out}: shard {k} holds other pairs than {source} has in its place now"
+            remedy = "take another OUT, or give new pairs names that come after all others"
+            raise UsageError(f"{others}: {remedy}")
     shape = "x".join(map(str, plan.shape))
     rows = [("pairs", f"{len(files):,} of {shape}, as states at {plan.sigmas[0]:g} and 0")]
     if left := sum(1 for _ in source.glob("*.npz")) - len(files):
-        rows.append(
-            ("not taken", f"{left:,} pairs, of classes of which there are more than the others allow")
-        )
+        why = "of classes of which there are more than the others allow"
+        rows.append(("not taken", f"{left:,} pairs, {why}"))
     return write_missing(out, plan, payloads, rows, reporter, stop)
 
 
@@ -78,10 +76,9 @@ def read_pair(file: Path, teacher: Teacher, sigma_max: float) -> NDArray[np.floa
     arrays = _arrays(file)
     paths = [array for array in arrays.values() if array.ndim == 4 and array.dtype.kind == "f"]
     if len(paths) != 1 or paths[0].shape[1:] != teacher.image_shape or len(paths[0]) < 2:
-        raise InputError(
-            f"{file}: got arrays {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}; "
-            f"accepted: one of floats (2 or more, {', '.join(map(str, teacher.image_shape))})"
-        )
+        got = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        accepted = f"one of floats (2 or more, {', '.join(map(str, teacher.image_shape))})"
+        raise InputError(f"{file}: got arrays {got}; accepted: {accepted}")
     ends = paths[0][[0, -1]].astype(np.float32)
     if not np.isfinite(ends).all():
         raise InputError(f"{file}: a state is not finite")
@@ -89,10 +86,8 @@ def read_pair(file: Path, teacher: Teacher, sigma_max: float) -> NDArray[np.floa
     end, start = np.argsort(magnitudes).tolist()
     low, high = magnitudes[[end, start]]
     if not low < LARGE * sigma_max < high:
-        raise InputError(
-            f"{file}: got states of magnitude {low:.3g} and {high:.3g}; accepted: an image and its noise at "
-            f"{sigma_max:g}"
-        )
+        accepted = f"an image and its noise at {sigma_max:g}"
+        raise InputError(f"{file}: got states of magnitude {low:.3g} and {high:.3g}; accepted: {accepted}")
     _label(file, arrays, teacher.arch.label_dim)
     return ends[[start, end]]
 
@@ -116,10 +111,8 @@ def _label(file: Path, arrays: dict[str, NDArray[Any]], label_dim: int) -> int |
         return int(label.item())
     if label is not None and np.array_equal(np.sort(label, axis=None), np.eye(label_dim)[-1]):
         return int(label.argmax())
-    raise InputError(
-        f"{file}: label: got {None if label is None else label.tolist()}; accepted: a class from 0 to "
-        f"{label_dim - 1}, or its one-hot vector"
-    )
+    got, accepted = label if label is None else label.tolist(), f"a class from 0 to {label_dim - 1}"
+    raise InputError(f"{file}: label: got {got}; accepted: {accepted}, or its one-hot vector")
 
 
 def _in_order(files: list[Path], teacher: Teacher, reporter: Reporter) -> list[Path]:

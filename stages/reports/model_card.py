@@ -40,6 +40,8 @@ def model_card(
     origin = "began as the teacher's and are derived from them"
     if not methods()[model["method"]].starts_from_teacher:
         origin = "were trained on its samples"
+    name = about["weights"]
+    weights = "of the last step" if name == "raw" else f"average over the training ({name.upper()})"
     noise, told = "torch.randn(16, *model.image_shape)", ""
     if classes := arch.get("label_dim"):
         noise, told = f"{noise}, one_hot", f"one_hot = torch.eye({classes})[[{min(about['classes'])}] * 16]\n"
@@ -64,7 +66,7 @@ an EDM diffusion model, makes in many.
 - Licence of the teacher: {licence}. The weights here {origin}: see what its licence says of that before you
   use or pass on either.
 - Trajectories of the teacher seen: {about["checkpoint"]["seen"]:,}
-- Weights: {_weights(about["weights"])}
+- Weights: {weights}
 
 ## Sampling
 
@@ -90,10 +92,6 @@ def _licence_fields(text: str) -> str:
     if not name:
         return "license: unknown"
     return f"license: {name}" if name in HUB_LICENCES else f"license: other\nlicense_name: {json.dumps(name)}"
-
-
-def _weights(name: str) -> str:
-    return "of the last step" if name == "raw" else f"average over the training ({name.upper()})"
 
 
 def _measurements(rows: Rows, metric: str, sentences: Sequence[str]) -> str:

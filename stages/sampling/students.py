@@ -18,9 +18,8 @@ def load_hkd(model: Path, device: torch.device) -> HKD:
     """An export or a checkpoint of hkd. UsageError where it is another method's."""
     student = load_model(model, device)
     if not isinstance(student, HKD):
-        raise UsageError(
-            f"{model}: of method '{student.method.name}', which has no operators; accepted: 'hkd'"
-        )
+        method = f"method '{student.method.name}'"
+        raise UsageError(f"{model}: of {method}, which has no operators; accepted: 'hkd'")
     return student
 
 

@@ -23,7 +23,8 @@ def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary
     imported = {"file": file.name, "sha256": sha256}
     about: dict[str, Any] = {"imported": imported, "licence": licence, "dataset": dataset}
     did_nothing = out.exists() and any(out.iterdir())
-    if did_nothing and _about(out) != about:
+    config = read_json_if_there(out / "config.json")
+    if did_nothing and not (isinstance(config, dict) and config.get("about") == about):
         raise UsageError(f"{out}: not empty, and not what {file.name} gives; choose another folder")
     teacher = load_teacher(file)
     if not did_nothing:
@@ -44,8 +45,3 @@ def import_teacher(file: Path, out: Path, licence: str, dataset: str) -> Summary
         data={"teacher": str(out), "architecture": arch.to_json(), "sha256": sha256, "steps": arch.steps},
         did_nothing=did_nothing,
     )
-
-
-def _about(folder: Path) -> Any:
-    config = read_json_if_there(folder / "config.json")
-    return config.get("about") if isinstance(config, dict) else None

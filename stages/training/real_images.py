@@ -56,10 +56,8 @@ def real_images(training: TrainingSettings, shape: tuple[int, int, int], label_d
     wanted = "images" in methods()[training.method].learns_from
     if bool(training.images) != wanted:
         accepted = "a set of images, as {} learns from them" if wanted else "'', as {} learns without images"
-        raise WrongValue(
-            Name("images", TrainingSettings),
-            f": got '{training.images}'; accepted: {accepted.format(training.method)}",
-        )
+        got = f": got '{training.images}'; accepted: {accepted.format(training.method)}"
+        raise WrongValue(Name("images", TrainingSettings), got)
     if not wanted:
         return None
     images = load_images(training.images)

@@ -14,11 +14,8 @@ from hkdpipe.trainer.settings.training_settings import TrainingSettings
 def check_events_can_be_written() -> None:
     """UsageError without the package."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise WrongValue(
-            Name("tensorboard", TrainingSettings),
-            ": got true; accepted: false, as the package tensorboard is missing: "
-            "pip install 'hkdpipe[tensorboard]'",
-        )
+        missing = "as the package tensorboard is missing: pip install 'hkdpipe[tensorboard]'"
+        raise WrongValue(Name("tensorboard", TrainingSettings), f": got true; accepted: false, {missing}")
 
 
 class Events:

@@ -119,15 +119,9 @@ def train(
 
 def first_lesson(training: TrainingSettings, teacher: Teacher, device: torch.device) -> Lesson:
     """What the steps of a training have beside their batches."""
-    distance = perceptual_distance(
-        training.perceptual,
-        training.perceptual_file,
-        teacher.arch.img_channels,
-        device,
-        WEIGHTS.get(training.precision, torch.float32),
-        training.perceptual_size,
-        training.pseudo_huber_c,
-    )
+    channels, dtype = teacher.arch.img_channels, WEIGHTS.get(training.precision, torch.float32)
+    kind, file, size = training.perceptual, training.perceptual_file, training.perceptual_size
+    distance = perceptual_distance(kind, file, channels, device, dtype, size, training.pseudo_huber_c)
     asked = "teacher" in methods()[training.method].learns_from
     return Lesson(training, distance, teacher=teacher.network if asked else None)
 
@@ -143,11 +137,8 @@ def check_archive(
     """Raises UsageError where the archive is another teacher's, or holds too little for the settings."""
     made_with = archive.plan.teacher["sha256"]
     if made_with != teacher.sha256:
-        raise UsageError(
-            f"{path}: made with another teacher (SHA-256 {made_with[:12]}...) than ",
-            Name("source"),
-            f" '{teacher.source}' ({teacher.sha256[:12]}...)",
-        )
+        other = f"{path}: made with another teacher (SHA-256 {made_with[:12]}...) than "
+        raise UsageError(other, Name("source"), f" '{teacher.source}' ({teacher.sha256[:12]}...)")
     if training.validation >= len(archive):
         accepted = f": got {training.validation}; accepted: below the archive's {len(archive)}"
         raise WrongValue(Name("validation", TrainingSettings), accepted)
@@ -268,10 +259,8 @@ def resume_in(out: Path, state: TrainingState[Any], identity: str, reporter: Rep
     """
     folder, log = out / "checkpoints", out / "metrics.csv"
     if resume(folder, state, identity, reporter.warn) is None and log.exists():
-        raise InputError(
-            f"{folder}: no checkpoint, though {log} says that the training has begun; put one back, or "
-            "delete that file to train from the start"
-        )
+        remedy = "put one back, or delete that file to train from the start"
+        raise InputError(f"{folder}: no checkpoint, though {log} says that the training has begun; {remedy}")
 
 
 def _fit(

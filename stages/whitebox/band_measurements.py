@@ -7,13 +7,8 @@ import torch
 from torch import Tensor
 
 from hkdpipe.trainer.methods.hkd.hkd import HKD
+from hkdpipe.trainer.whitebox import cumulative_effect as effects
 from hkdpipe.trainer.whitebox.bands import Band, band_masks, band_members, masked
-from hkdpipe.trainer.whitebox.cumulative_effect import (
-    cumulative_effect,
-    mean_frequency,
-    radial_power,
-    squares,
-)
 
 PART = 32  # images at a time
 LOW = 1 / 8
@@ -81,9 +76,11 @@ def band_effect(model: HKD, parts: Sequence[Generated], band: Band, level: int |
             energy = part.end[number].double().square().sum(dim=0)
             kept += float(energy[inside].sum())
             divided += float(energy.sum())
-        error += float(squares(model.decode(masked(part.end, alone), part.labels) - part.images).sum())
+        error += float(
+            effects.squares(model.decode(masked(part.end, alone), part.labels) - part.images).sum()
+        )
         rest = model.decode(masked(part.end, others), part.labels)
-        power.append(radial_power(part.images - rest))
+        power.append(effects.radial_power(part.images - rest))
     images = torch.cat([part.images for part in parts])
     mean_power = torch.cat(power).mean(dim=0).cpu()
     return BandEffect(
@@ -93,7 +90,7 @@ def band_effect(model: HKD, parts: Sequence[Generated], band: Band, level: int |
         alone=error / images.numel(),
         without=float(mean_power.sum()) / images[0].numel(),
         power=mean_power,
-        frequency=mean_frequency(mean_power),
+        frequency=effects.mean_frequency(mean_power),
         low=low_share(mean_power, images.shape[-1]),
     )
 
@@ -101,12 +98,10 @@ def band_effect(model: HKD, parts: Sequence[Generated], band: Band, level: int |
 def cumulative_shares(
     model: HKD, parts: Sequence[Generated], bands: Sequence[Band], sigmas: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """The cumulative effect of each band, as |change|^2 an image, and as a share of the bands' sum.
-
-    (bands, times) each; a share is 0 where no band has an effect.
-    """
+    """The cumulative effect (bands, times) of each band, as |change|^2 an image, and as a share of the bands'
+    sum, which is 0 where no band has an effect."""
     members = [band_members(model, band) for band in bands]
-    effects = [cumulative_effect(model, part.start, members, sigmas, part.labels) for part in parts]
-    effect = torch.cat(effects).mean(dim=0).cpu()
+    found = [effects.cumulative_effect(model, part.start, members, sigmas, part.labels) for part in parts]
+    effect = torch.cat(found).mean(dim=0).cpu()
     total = effect.sum(dim=0)
     return effect, torch.where(total > 0, effect / total, torch.zeros_like(effect))

@@ -42,10 +42,8 @@ class Panel:
 
 
 def spectrum_figure(spectra: Mapping[int, LevelSpectrum], dt: float) -> Figure:
-    """Of each level the eigenvalues, the densities of alpha and beta, and the propagator's over `dt`.
-
-    Of a level with more pairs than can be told apart, scatter plots show evenly many of all alphas.
-    """
+    """Of each level the eigenvalues, the densities of alpha and beta, and the propagator's over `dt`. Of more
+    pairs than can be told apart, scatter plots show evenly many of all alphas."""
     figure = _figure(3.6 * len(spectra), 9.6)
     axes = figure.subplots(3, len(spectra), squeeze=False)
     circle = np.exp(2j * np.pi * np.linspace(0, 1, 200))
