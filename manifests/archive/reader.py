@@ -118,9 +118,8 @@ class Archive:
         order = np.argsort(rows, kind="stable")
         run, place, count = _runs(columns[order])
         shards, within = np.divmod(rows[order][run], self.plan.shard_size)
-        offsets = (
-            self._offsets[shards] + within * self._strides[shards] + columns[order].reshape(-1)[place] * size
-        )
+        starts = self._offsets[shards] + within * self._strides[shards]
+        offsets = starts + columns[order].reshape(-1)[place] * size
         places = (order[run] * columns.shape[1] + place % max(1, columns.shape[1])) * size
         opened = -1
         for k, offset, start, end in zip(

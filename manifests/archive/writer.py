@@ -77,11 +77,8 @@ def write_shard(
             f"not {states.dtype} {states.shape}"
         )
     if not (good := storable(plan, states)).all():
-        what = (
-            f"in {plan.dtype}"
-            if plan.encoding != "quantised"
-            else "or 32 and more off its noise: take residual"
-        )
+        quantised = "or 32 and more off its noise: take residual"
+        what = quantised if plan.encoding == "quantised" else f"in {plan.dtype}"
         raise HkdpipeError(f"{root}: trajectory {start + int(good.argmin())} is not finite {what}")
     payloads = [pack(plan, trajectory) for trajectory in states]
     return write_payloads(root, plan, k, payloads, fingerprint, owned)

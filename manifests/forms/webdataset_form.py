@@ -97,9 +97,8 @@ def _npy_header(plan: Plan) -> bytes:
         return b""
     file = io.BytesIO()
     dtype = np.lib.format.dtype_to_descr(plan.stored_dtype.newbyteorder("<"))
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": dtype, "fortran_order": False, "shape": plan.states_shape}
-    )
+    header = {"descr": dtype, "fortran_order": False, "shape": plan.states_shape}
+    np.lib.format.write_array_header_1_0(file, header)
     return file.getvalue()
 
 

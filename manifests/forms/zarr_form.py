@@ -74,9 +74,8 @@ def spacing(plan: Plan) -> tuple[int, int]:
 def find_payloads(plan: Plan, record: ShardRecord, file: OpenFile) -> NDArray[np.int64]:
     """Offset and length of each trajectory's payload in a shard's file, (n, 2). ValueError if it has none."""
     size = plan.shard_size * _ENTRY_BYTES
-    index = np.frombuffer(file.read(size, record.bytes - _CRC_BYTES - size), "<i8").reshape(
-        plan.shard_size, 2
-    )
+    content = file.read(size, record.bytes - _CRC_BYTES - size)
+    index = np.frombuffer(content, "<i8").reshape(plan.shard_size, 2)
     return index[: record.stop - record.start] - [0, _CRC_BYTES]
 
 

@@ -164,7 +164,5 @@ def _cos_sin(turns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     quadrant = nearest.astype(np.int64) % 4
     odd = quadrant % 2 == 1
     cosine, sine = np.where(odd, sine, cosine), np.where(odd, cosine, sine)
-    return (
-        np.where((quadrant == 1) | (quadrant == 2), -cosine, cosine),
-        np.where(quadrant >= 2, -sine, sine),
-    )
+    left = (quadrant == 1) | (quadrant == 2)
+    return np.where(left, -cosine, cosine), np.where(quadrant >= 2, -sine, sine)

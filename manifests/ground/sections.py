@@ -78,9 +78,8 @@ def accepted(hint: Any, metadata: Mapping[str, Any], explained: bool = False) ->
     """In words, what a setting takes: 'an integer, at least 1'; `explained`: with what its choices are."""
     if (choices := choices_of(metadata)) is not None:
         about = choices if explained and isinstance(choices, Mapping) else {}
-        known = ", ".join(
-            json.dumps(name) + (f" ({about[name]})" if name in about else "") for name in choices
-        )
+        said = {name: f" ({about[name]})" if name in about else "" for name in choices}
+        known = ", ".join(json.dumps(name) + said[name] for name in choices)
         return f"one of {known}" if not _item(hint) else f"a list of {known}"
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     item = _item(hint)
@@ -106,9 +105,8 @@ def _item(hint: Any) -> type | None:
 
 def _check(name: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     def refuse() -> UsageError:
-        return UsageError(
-            f"{name}: got {json.dumps(value, default=str)}; accepted: {accepted(hint, metadata)}"
-        )
+        got = json.dumps(value, default=str)
+        return UsageError(f"{name}: got {got}; accepted: {accepted(hint, metadata)}")
 
     item = _item(hint)
     if item:

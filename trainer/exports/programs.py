@@ -116,11 +116,8 @@ def _image_shape_and_classes(inputs: Mapping[str, Sequence[Any]]) -> tuple[tuple
     """(C, H, W) and the number of classes (0 without) of a program, by the sizes of its inputs but for N.
     ValueError where they are not those of one-step sampling."""
     shape, labels = inputs.get(NOISE, []), inputs.get(LABELS, [0])
-    if (
-        not inputs.keys() <= {NOISE, LABELS}
-        or (len(shape), len(labels)) != (3, 1)
-        or not all(type(size) is int for size in [*shape, *labels])
-    ):
+    sizes = (len(shape), len(labels)) == (3, 1) and all(type(size) is int for size in [*shape, *labels])
+    if not inputs.keys() <= {NOISE, LABELS} or not sizes:
         raise ValueError(
             f"inputs {dict(inputs)}; accepted: '{NOISE}' (N, C, H, W), and '{LABELS}' (N, classes) of a "
             "conditional model, as an evaluation exports them"

@@ -107,9 +107,8 @@ def save_checkpoint(
         (temporary / OPTIMIZER).write_bytes(_pickled(taken.optimizer))
         checksums = {name: atomic_files.sha256_file(temporary / name) for name in (*taken.weights, OPTIMIZER)}
         position = {"step": taken.step, "seen": taken.seen, **taken.counts}
-        atomic_files.write_json(
-            temporary / "state.json", {"version": STATE_VERSION, **position, "sha256": checksums, **about}
-        )
+        told = {"version": STATE_VERSION, **position, "sha256": checksums, **about}
+        atomic_files.write_json(temporary / "state.json", told)
     found = checkpoints(folder)
     here = found.index(path) + 1
     kept = {*found[max(0, here - keep) : here], best_checkpoint(found[:here])}

@@ -148,9 +148,8 @@ def average_over_processes(tensors: Sequence[Tensor], world: World) -> None:
     _all_reduce(together, dist.ReduceOp.SUM)
     together /= world.size
     parts = together.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(
-        list(tensors), [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-    )
+    means = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(list(tensors), means)
 
 
 def copy_from_first(tensors: Sequence[Tensor], world: World) -> None:

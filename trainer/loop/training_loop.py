@@ -94,9 +94,8 @@ def new_state(
         group["initial_lr"] = group["lr"]
     device = next(model.parameters()).device
     skipped = torch.zeros(2, dtype=torch.int64, device=device)
-    return TrainingState(
-        model, averages, optimizer, skipped, loss_scale=LossScale(device) if scaled else None
-    )
+    scale = LossScale(device) if scaled else None
+    return TrainingState(model, averages, optimizer, skipped, loss_scale=scale)
 
 
 def resume(

@@ -111,9 +111,7 @@ def read_statistics(path: Path) -> Statistics:
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a readable .npz ({error})") from None
     fit = mean.ndim == 1 and covariance.shape == (len(mean), len(mean))
-    if not fit or any(
-        array.dtype.kind != "f" or not np.isfinite(array).all() for array in (mean, covariance)
-    ):
+    if not fit or any(one.dtype.kind != "f" or not np.isfinite(one).all() for one in (mean, covariance)):
         raise InputError(
             f"{path}: mu {mean.dtype} {mean.shape}, sigma {covariance.dtype} {covariance.shape}; accepted: "
             "finite floating-point (d,) and (d, d)"

@@ -81,6 +81,5 @@ def methods() -> dict[str, Method]:
 
 def descriptions() -> dict[str, str]:
     """What each method is, in words."""
-    return {
-        name: f"{method.title}, {method.paper}: {method.description}" for name, method in methods().items()
-    }
+    known = methods().items()
+    return {name: f"{method.title}, {method.paper}: {method.description}" for name, method in known}

@@ -160,6 +160,5 @@ def following_noise(
     generators: Sequence[torch.Generator], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """What the generators draw next: unit noise (N, *shape), an image from each."""
-    return torch.stack(
-        [torch.randn(shape, generator=one, device=one.device, dtype=dtype) for one in generators]
-    )
+    drawn = [torch.randn(shape, generator=one, device=one.device, dtype=dtype) for one in generators]
+    return torch.stack(drawn)

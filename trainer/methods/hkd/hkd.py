@@ -49,14 +49,9 @@ class HKD(Student):
         """(C, H, W) of every observable, finest first."""
         last = len(self.shapes) - 1
         evolved = {"full": range(last + 1), "bottleneck": [last], "none": []}[settings.hierarchy]
-        self.koopman = nn.ModuleDict(
-            {
-                str(index): KoopmanOperator(
-                    *self.shapes[index], settings.sharing, settings.rank, settings.alpha_bound
-                )
-                for index in evolved
-            }
-        )
+        generator = settings.sharing, settings.rank, settings.alpha_bound
+        operators = {str(index): KoopmanOperator(*self.shapes[index], *generator) for index in evolved}
+        self.koopman = nn.ModuleDict(operators)
 
     def start_from(self, teacher: TeacherNetwork) -> None:
         """The teacher's two halves, and idle operators."""
@@ -125,9 +120,8 @@ class HKD(Student):
         if observables is None:
             return images
         if self._apart:
-            return images, self.evolve(
-                [tensor.detach()[observables] for tensor in z], sigma[observables], end
-            )
+            apart = [tensor.detach()[observables] for tensor in z]
+            return images, self.evolve(apart, sigma[observables], end)
         return images, [tensor[observables] for tensor in reached]
 
     def loss(self, module: nn.Module, batch: Batch, lesson: Lesson) -> dict[str, Tensor]:

@@ -95,20 +95,17 @@ def propagators(operators: Sequence[KoopmanOperator], dt: Tensor) -> list[tuple[
     with torch.autocast(dt.device.type, enabled=False):
         eigenvalues = [operator.eigenvalues() for operator in operators]
         shapes = [alpha.shape for alpha, _ in eigenvalues]
-        alpha, beta = (
-            exact(torch.cat([part.flatten() for part in parts])) for parts in zip(*eigenvalues, strict=True)
-        )
+        flat = [torch.cat([part.flatten() for part in parts]) for parts in zip(*eigenvalues, strict=True)]
+        alpha, beta = map(exact, flat)
         dt = dt.to(alpha.dtype)[:, None]
         scale, angle = torch.exp(alpha * dt), beta * dt
         cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
         if rows is not None:
             cosine, sine = cosine[rows], sine[rows]
-    sizes = [shape.numel() for shape in shapes]
+    parts = [part.split([shape.numel() for shape in shapes], dim=1) for part in (cosine, sine)]
     return [
         (real.unflatten(1, shape), imaginary.unflatten(1, shape))
-        for real, imaginary, shape in zip(
-            cosine.split(sizes, dim=1), sine.split(sizes, dim=1), shapes, strict=True
-        )
+        for real, imaginary, shape in zip(*parts, shapes, strict=True)
     ]
 
 

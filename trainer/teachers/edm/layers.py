@@ -177,10 +177,8 @@ class UNetBlock(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         n, channels, height, width = x.shape
         # EDM interleaves: channel 3c + j of a head's part of qkv is channel c of query, key, value j.
-        parts = self.qkv(self.norm2(x)).reshape(
-            n * self.num_heads, channels // self.num_heads, 3, height * width
-        )
-        q, k, v = parts.unbind(2)
+        shape = (n * self.num_heads, channels // self.num_heads, 3, height * width)
+        q, k, v = self.qkv(self.norm2(x)).reshape(shape).unbind(2)
         k = k / math.sqrt(k.shape[1])
         weights = torch.einsum("ncq,nck->nqk", exact(q), exact(k)).softmax(dim=2).to(x.dtype)
         return self.proj(torch.einsum("nqk,nck->ncq", weights, v).reshape(x.shape))
