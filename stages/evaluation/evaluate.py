@@ -126,7 +126,11 @@ class _Evaluation:
         same = previous and all(previous.get(name) == value for name, value in found.items())
         if same and (self.export / "config.json").is_file():
             return _summary(previous, out, self.export, did_nothing=True)
-        metrics = {**found, **self.about(), **self.measured(), "published": _published(context)}
+        metrics = {**found, **self.about(), **self.measured(), "published": []}
+        if metrics["metric"] == PUBLISHED:
+            # What papers report for the archive's data set can stand beside it.
+            plan, shape = context.archive.plan, context.student.image_shape
+            metrics["published"] = published(plan.teacher["dataset"], shape, plan.label_dim > 0)
         metrics |= {
             "device": torch.cuda.get_device_name(gpu) if (gpu := context.device).type == "cuda" else "cpu",
             "precision": str(context.student.dtype).removeprefix("torch."),
@@ -249,14 +253,6 @@ def _find_checkpoint(path: Path, reporter: Reporter) -> tuple[Path, dict[str, An
         accepted = "a checkpoint, or a folder of them that a training made"
         raise InputError(f"{path}: no checkpoint; accepted: {accepted}")
     return found
-
-
-def _published(context: Context) -> list[dict[str, Any]]:
-    """What papers report for the archive's data set, where what is measured here can stand beside it."""
-    if SPACES[context.settings.features].metric != PUBLISHED:
-        return []
-    plan = context.archive.plan
-    return published(plan.teacher["dataset"], context.student.image_shape, plan.label_dim > 0)
 
 
 def _record(settings: EvaluationSettings, network: FeatureNetwork, reference: Reference) -> dict[str, Any]:

@@ -195,12 +195,9 @@ def _repair(root: Path, findings: Findings, claims: Claims, maker: ShardMaker | 
         claims.remove_leftovers()
         restore(root, findings)
     if plan.origin == IMPORTED and shards:
-        raise InputError(
-            f"{root}: shards {', '.join(map(str, shards))} are of imported pairs, which cannot be computed; "
-            "taken out: ",
-            Remedy("importing them again", {"archive": root, "form": plan.form}),
-            " writes them",
-        )
+        lost = f"shards {', '.join(map(str, shards))} are of imported pairs, which cannot be computed"
+        again = Remedy("importing them again", {"archive": root, "form": plan.form})
+        raise InputError(f"{root}: {lost}; taken out: ", again, " writes them")
     if maker is not None and shards:
         maker.make()
     with claims.waiting(WHOLE):

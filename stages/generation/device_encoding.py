@@ -27,10 +27,8 @@ def stored_numbers(states: Tensor, noise: Tensor, plan: Plan) -> NDArray[Any]:
 
 
 def _quantised(residuals: Tensor, noise: Tensor) -> NDArray[Any]:
-    """Residuals (N, k - 1, C, H, W) in steps, rounded to int16, behind the bits of their noise as float16.
-
-    The noise is NaN where int16 cannot hold all of a trajectory: such a one is refused when it is written.
-    """
+    """Residuals (N, k - 1, C, H, W) in steps, rounded to int16, behind the bits of their noise as float16:
+    NaN where int16 cannot hold all of a trajectory, which is refused when it is written."""
     held = (residuals.abs() < 2**15 - 1).flatten(1).all(dim=1)
     bits = noise.half().where(held[:, None, None, None], torch.nan).view(torch.int16)
     return torch.cat([bits[:, None], residuals.round().to(torch.int16)], dim=1).cpu().numpy()

@@ -11,24 +11,18 @@ from hkdpipe.stages.shared.reporting import Reporter
 
 
 def check_storage(root: Path, plan: Plan, missing: Sequence[int], reporter: Reporter) -> None:
-    """Report what the missing shards of the archive in the folder `root` take, and how much space is free.
-
-    Counted are the bytes of the states; a shard's frame (checksums, index or tar headers) comes on top.
-    HkdpipeError if the space does not suffice; how far a codec will compress them cannot be known.
-    """
+    """Report what states the missing shards of the archive in the folder `root` take, and how much space is
+    free; a shard's frame (checksums, index or tar headers) comes on top. HkdpipeError if the space does not
+    suffice; how far a codec will compress them cannot be known."""
     if not missing:
         return
     need, product = needed(plan, missing)
     free, path = shutil.disk_usage(root).free, root.resolve()
     place = next(folder for folder in (path, *path.parents) if folder.is_mount())
     if need > free and plan.codec == "none":
-        raise HkdpipeError(
-            f"{root}: {product} are to be stored, {in_bytes(free)} are free on {place}; take a smaller ",
-            Name("count", GenerationSettings),
-            ", fewer ",
-            Name("store_steps", GenerationSettings),
-            ", or another folder",
-        )
+        count, states = (Name(key, GenerationSettings) for key in ("count", "store_steps"))
+        full = f"{root}: {product} are to be stored, {in_bytes(free)} are free on {place}; take a smaller "
+        raise HkdpipeError(full, count, ", fewer ", states, ", or another folder")
     reporter.line(f"storage: {product}; {in_bytes(free)} free on {place}")
 
 

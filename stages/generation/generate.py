@@ -219,10 +219,8 @@ class ShardMaker:
     made: list[int] = field(default_factory=list)
 
     def make(self, worker: Worker = ALONE, wait: bool = False) -> list[int]:
-        """Make the missing shards that no other worker is making; returns their numbers.
-
-        With `wait` not before those of the others are made as well. Raises Interrupted when asked to stop.
-        """
+        """Make the missing shards that no other worker is making; returns their numbers, with `wait` not
+        before those of the others are made as well. Raises Interrupted when asked to stop."""
         done = self._done(missing_shards(self.out, self.plan))
         with (
             ThreadPoolExecutor(1, thread_name_prefix="write") as writer,

@@ -24,10 +24,8 @@ class Curve:
 
 
 def chart(title: str, sigmas: Sequence[float], curves: Sequence[Curve]) -> Markup:
-    """An <svg> of curves over the noise levels, all above 0, on a logarithmic axis from noise to image.
-
-    The other axis holds 0. `title` is what is read out instead. At least one value must be there.
-    """
+    """An <svg> of curves over the noise levels, all above 0, on a logarithmic axis from noise to image; the
+    other axis holds 0. `title` is what is read out instead. At least one value must be there."""
     shown = [
         [value if value is not None and math.isfinite(value) else None for value in c.values] for c in curves
     ]

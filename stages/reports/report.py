@@ -47,9 +47,7 @@ class Table:
 
 def write_report(folder: Path, results: Row) -> None:
     """Write `folder`/report.html from an evaluation's `results` (metrics.json) and the files beside it.
-
-    InputError where what an analysis left in the folder cannot be read.
-    """
+    InputError where what an analysis left in the folder cannot be read."""
     teacher, model = results["teacher"], results["model"]
     side = model["architecture"]["img_resolution"]
     dataset = teacher["dataset"] if teacher["dataset"] != teacher["source"] else ""

@@ -21,14 +21,7 @@ from hkdpipe.trainer.exports.programs import OnnxModel
 from hkdpipe.trainer.images.labels import one_hot
 from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.students.student import Student
-from hkdpipe.trainer.teachers.sampler import (
-    Churn,
-    edm_generators,
-    evaluations,
-    following_noise,
-    sample_stochastic,
-    sample_trajectory,
-)
+from hkdpipe.trainer.teachers import sampler
 from hkdpipe.trainer.teachers.teacher import load_teacher
 
 BATCH_SIZE = 256
@@ -104,11 +97,11 @@ def sample_teacher(
         noise, draw = _noise(seed, indices, loaded.image_shape, device, "sampling-churn", sampling.edm_seeds)
         steps, solver = sampling.steps, sampling.solver
         if sampling.churn:
-            churn = Churn(sampling.churn, sampling.s_min, sampling.s_max, sampling.s_noise)
-            return sample_stochastic(loaded, noise, draw, churn, steps, labels, solver=solver)
-        return sample_trajectory(loaded, noise, steps, labels, solver=solver, keep=[steps])[0][0]
+            churn = sampler.Churn(sampling.churn, sampling.s_min, sampling.s_max, sampling.s_noise)
+            return sampler.sample_stochastic(loaded, noise, draw, churn, steps, labels, solver=solver)
+        return sampler.sample_trajectory(loaded, noise, steps, labels, solver=solver, keep=[steps])[0][0]
 
-    nfe = evaluations(sampling.steps, sampling.solver)
+    nfe = sampler.evaluations(sampling.steps, sampling.solver)
     rows = (("teacher", teacher), ("network evaluations each", str(nfe)))
     told = partial(one_hot, label_dim=label_dim, device=device)
     return _sample(images, loaded.image_shape, count, seed, classes, told, out, rows, reporter, stop)
@@ -124,10 +117,10 @@ def _noise(
 ) -> tuple[Tensor, Callable[[int], Tensor]]:
     """Unit noise (N, *shape) that images start from, and by a step's number that added for `later`."""
     if edm_seeds:
-        generators = edm_generators(seed, indices, device)
+        generators = sampler.edm_generators(seed, indices, device)
         # EDM draws the start in the network's precision and what follows in the state's.
-        start = following_noise(generators, shape, torch.float32)
-        return start, lambda step: following_noise(generators, shape, torch.float64)
+        start = sampler.following_noise(generators, shape, torch.float32)
+        return start, lambda step: sampler.following_noise(generators, shape, torch.float64)
 
     def of(purpose: str) -> Tensor:
         return torch.from_numpy(rng.unit_noise(seed, purpose, indices, shape)).to(device)

@@ -71,12 +71,9 @@ class GenerationSettings:
         stored = self.stored_steps
         rising = all(one < other for one, other in itertools.pairwise(stored))
         if not rising or stored[0] != 0 or stored[-1] != self.steps:
-            raise WrongValue(
-                Name("store_steps", type(self)),
-                f": got {list(stored)}; accepted: rising numbers, the first 0, the last ",
-                Name("steps", type(self)),
-                f", which is {self.steps}; or [], for all",
-            )
+            store_steps, steps = (Name(key, type(self)) for key in ("store_steps", "steps"))
+            got = f": got {list(stored)}; accepted: rising numbers, the first 0, the last "
+            raise WrongValue(store_steps, got, steps, f", which is {self.steps}; or [], for all")
 
     @property
     def stored_steps(self) -> tuple[int, ...]:

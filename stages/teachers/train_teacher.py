@@ -62,17 +62,11 @@ def train_teacher(
                 metrics.append(seen, values)
                 advance(seen, loss=values["loss"])
 
+            read = partial(read_noisy_images, images, settings, one_hot(classes, arch.label_dim))
+            loss = partial(_loss, device, arch.sigma_data)
+            calls, kept = Callbacks(stop, log, check_owned=check_owned), {"identity": identity}
             with reporter.phase("training the teacher", budget, "images", state.seen) as advance:
-                fit(
-                    state,
-                    partial(read_noisy_images, images, settings, one_hot(classes, arch.label_dim)),
-                    partial(_loss, device, arch.sigma_data),
-                    loop,
-                    out / "checkpoints",
-                    {"identity": identity},
-                    Callbacks(stop, log, check_owned=check_owned),
-                    World(),
-                )
+                fit(state, read, loss, loop, out / "checkpoints", kept, calls, World())
             about = {
                 "dataset": data,
                 "images": len(images),

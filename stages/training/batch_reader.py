@@ -17,10 +17,8 @@ from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 
 class Reader:
-    """An archive in the order of a training, without its damaged shards if they are to be skipped.
-
-    Any thread may call its methods.
-    """
+    """An archive in the order of a training, without its damaged shards if they are to be skipped; for any
+    thread."""
 
     def __init__(
         self,
@@ -29,14 +27,11 @@ class Reader:
         warn: Callable[[str], None],
         real: RealImages | None = None,
     ) -> None:
-        self.archive = archive
-        self.real = real
-        self.training = training
+        self.archive, self.training, self.real, self._warn = archive, training, real, warn
         blocks = Blocks(archive.plan.shard_size, training.block_shards)
         self._blocks = blocks if training.order == "blocks" else None
         first = training.validation
         self._stream = BlockStream(archive, training.seed, first, blocks) if training.streaming else None
-        self._warn = warn
         self._lock = threading.Lock()
         self._damaged: set[int] = set()
         self._replaced: dict[int, int] = {}
@@ -106,10 +101,8 @@ class Reader:
         return chosen
 
     def _replacement(self, position: int, damaged: set[int]) -> int:
-        """A trajectory of another shard: the one at a later position, which is drawn from ever further ahead.
-
-        So in blocks it is near, and read soon or just read anyway.
-        """
+        """A trajectory of another shard: the one at a later position, which is drawn from ever further ahead,
+        so that in blocks it is near, and read soon or just read anyway."""
         size, first, count = self.archive.plan.shard_size, self.training.validation, len(self.archive)
         if damaged.issuperset(range(first // size, -(-count // size))):
             raise InputError(f"{self.archive.name}: every shard to train on is missing or damaged")

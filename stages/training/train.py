@@ -184,10 +184,8 @@ def training_identity(
     started: str | None = None,
     real: RealImages | None = None,
 ) -> str:
-    """Digest of what a training learns and from what; archives of the same numbers give the same.
-
-    `started` is what `started_from` says. Raises InputError where the weights of LPIPS are missing.
-    """
+    """Digest of what a training learns and from what, `started` included, as `started_from` says; archives of
+    the same numbers give the same. Raises InputError where the weights of LPIPS are missing."""
     plan = archive.plan.identity_values()
     values = {key: value for key, value in plan.items() if key not in ("form", "codec")}
     files = {"init_from": started} if started else {}
@@ -253,10 +251,8 @@ def training_folder(out: Path) -> Iterator[Callable[[], None]]:
 
 
 def resume_in(out: Path, state: TrainingState[Any], identity: str, reporter: Reporter) -> None:
-    """Go on from the newest whole checkpoint in the folder of a training, if it has begun.
-
-    Raises InputError where it has begun and its checkpoints are gone: nothing starts again by itself.
-    """
+    """Go on from the newest whole checkpoint in the folder of a training, if it has begun. Raises InputError
+    where its checkpoints are gone: nothing starts again by itself."""
     folder, log = out / "checkpoints", out / "metrics.csv"
     if resume(folder, state, identity, reporter.warn) is None and log.exists():
         remedy = "put one back, or delete that file to train from the start"

@@ -38,10 +38,8 @@ class Watch:
         check_owned: Callable[[], None],
         distance: RunningDistance | None = None,
     ) -> None:
-        """Goes on at `seen`; what was written of later steps is dropped. `distance` is measured, too.
-
-        `check_owned` raises where the folder is another process's now.
-        """
+        """Goes on at `seen`; what was written of later steps is dropped. `check_owned` raises where the
+        folder is another process's now. `distance` is measured, too."""
         self._reading, self._device, self._reporter, self._advance = reading, device, reporter, advance
         self._check_owned = check_owned
         self._held_out = held_out(reading, device)

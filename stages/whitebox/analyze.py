@@ -133,13 +133,13 @@ def analyze(
         header=("band of α", "share of |z|²", "MSE without it", "its mean frequency", "low share"),
         rows=tuple(
             (
-                str(effect.band),
-                f"{effect.share:.1%}",
-                f"{effect.without:.4f}",
-                f"{effect.frequency:.2f} cycles an image",
-                f"{effect.low:.1%}",
+                str(e.band),
+                f"{e.share:.1%}",
+                f"{e.without:.4f}",
+                f"{e.frequency:.2f} cycles an image",
+                f"{e.low:.1%}",
             )
-            for effect in whole
+            for e in whole
         ),
         files=(*analysis.files, out / "analysis.json"),
         data={"analysis": str(out / "analysis.json"), "bands": [_row(effect) for effect in whole]},

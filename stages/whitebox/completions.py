@@ -145,16 +145,12 @@ def colorize(
 
 
 def _written(
-    place: Path,
-    task: Task,
-    known: Tensor,
-    made: Tensor,
-    rows: list[tuple[str, str]],
-    data: dict[str, float],
+    place: Path, task: Task, known: Tensor, made: Tensor, rows: list[tuple[str, str]], data: dict[str, float]
 ) -> Summary:
     """Write `place`.png, a row for each picture, and `place`.npz."""
     make_folders(place.parent)
-    save_arrays(place.with_suffix(".npz"), made.flatten(0, 1).numpy())
+    shown, arrays = (place.with_suffix(suffix) for suffix in (".png", ".npz"))
+    save_arrays(arrays, made.flatten(0, 1).numpy())
     pictures, completions = (min(size, most) for size, most in zip(made.shape[:2], PICTURED, strict=True))
     sheet = [
         torch.cat([task.subjects.images[row, None].cpu(), known[row, None].cpu(), made[row, :completions]])
@@ -162,15 +158,10 @@ def _written(
     ]
     columns = ["given", "known", *map(str, range(completions))]
     picture = strip([images.numpy() for images in sheet], task.subjects.names[:pictures], columns)
-    save_png(place.with_suffix(".png"), picture)
+    save_png(shown, picture)
     return Summary(
         title=place.name,
         rows=(("pictures", f"{len(made):,}, {made.shape[1]:,} completions each"), *rows),
-        files=(place.with_suffix(".png"), place.with_suffix(".npz")),
-        data={
-            "images": str(place.with_suffix(".npz")),
-            "picture": str(place.with_suffix(".png")),
-            "first_picture": task.subjects.names[0],
-            **data,
-        },
+        files=(shown, arrays),
+        data={"images": str(arrays), "picture": str(shown), "first_picture": task.subjects.names[0], **data},
     )

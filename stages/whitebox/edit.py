@@ -24,6 +24,8 @@ from hkdpipe.trainer.whitebox.editing import Observed, at_every_level, content_k
 
 SIDE = 72  # pixels an image is enlarged to, at least
 INVERSION_STEPS = 40
+FORMS = ("{}", "{:.0%}", "{:.3f}", "{:.3f}", "{:.0%}", "{:.0%}")
+"""Of a row: band, ratio, change inside and outside of the mask, low and high frequencies kept."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,7 @@ def edit(
         title=f"edit of {image} by {reference} at sigma {time:.3g}, mask {wanted.mask}",
         header=("band", "ratio", "change inside", "outside", "low frequencies kept", "high kept"),
         rows=tuple(
-            (
-                str(row["band"]),
-                f"{row['ratio']:.0%}",
-                *(f"{row[name]:.3f}" for name in ("change_inside", "change_outside")),
-                *(f"{row[name]:.0%}" for name in ("low_kept", "high_kept")),
-            )
-            for row in rows
+            tuple(form.format(cell) for form, cell in zip(FORMS, row.values(), strict=True)) for row in rows
         ),
         files=files,
         data={

@@ -21,10 +21,8 @@ MASKS = {
 
 
 def read_mask(mask: str, height: int, width: int) -> Tensor:
-    """How much each pixel is to change, (H, W) in [0, 1]: one of MASKS, or a grey picture of that size.
-
-    Of a picture, white is 1 and black 0. InputError where it has another size, or colours.
-    """
+    """How much each pixel is to change, (H, W) in [0, 1]: one of MASKS, or a grey picture of that size, of
+    which white is 1 and black 0. InputError where it has another size, or colours."""
     if mask in MASKS:
         pixels = torch.zeros(height, width)
         top, bottom, left, right = MASKS[mask]
