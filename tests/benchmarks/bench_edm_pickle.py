@@ -40,7 +40,7 @@ sys.path.insert(0, sys.argv[1])
 from edm_snapshots import snapshot
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 class EDMPrecond(PreconditionedUNet): pass
-network = EDMPrecond(Architecture(img_resolution=32, img_channels=3, channel_mult=(2, 2, 2)))
+network = EDMPrecond(Architecture(32, 3, channel_mult=(2, 2, 2)))
 del network.arch  # The only attribute that is not plain.
 Path(sys.argv[2]).write_bytes(snapshot(network))
 torch.save(network.state_dict(), sys.argv[3])

@@ -89,18 +89,8 @@ def with_context(count: int, settings: EvaluationSettings, work: Callable[[Conte
         few = GenerationSettings(count=8, shard_size=8, steps=2)
         generate("digits", Path(folder) / "archive", few, device=CPU, reporter=Silent(), stop=lambda: False)
         with open_archive(Path(folder) / "archive") as archive:
-            context = Context(
-                teacher,
-                untrained_student(teacher),
-                archive,
-                0,
-                settings,
-                Path(folder) / "out",
-                CPU,
-                Silent(),
-                lambda: False,
-                lambda: None,
-            )
+            out, surroundings = Path(folder) / "out", (CPU, Silent(), lambda: False, lambda: None)
+            context = Context(teacher, untrained_student(teacher), archive, 0, settings, out, *surroundings)
             (context.out / "rows").mkdir(parents=True)
             images = np.random.default_rng(0).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
             return work(context, Reference("random", "0" * 64, images))

@@ -26,9 +26,7 @@ from hkdpipe.trainer.teachers.teacher import load_teacher, save_teacher
 ROUNDS = 5
 DIGITS = GenerationSettings(count=4096, shard_size=1024, batch_size=256)
 CIFAR10 = GenerationSettings(count=16, shard_size=8, batch_size=4, steps=2)
-CIFAR10_NETWORK = Architecture(
-    img_resolution=32, img_channels=3, model_channels=128, channel_mult=(2, 2, 2), augment_dim=9
-)
+CIFAR10_NETWORK = Architecture(32, 3, model_channels=128, channel_mult=(2, 2, 2), augment_dim=9)
 
 
 def stored(teacher: str, settings: GenerationSettings) -> tuple[float, float]:

@@ -10,10 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from hkdpipe.pipeline.cli import main
-
 BIN = Path(sys.executable).parent
 HKDPIPE = str(BIN / "hkdpipe")
 TORCHRUN = str(BIN / "torchrun")
@@ -45,6 +41,10 @@ class Ran:
         ]
 
 
+Called = Callable[..., Ran]
+"""What takes a command line and says how it ended."""
+
+
 def run(arguments: Sequence[str], folder: Path, **more: str) -> Ran:
     """Run a command line in `folder` to its end."""
     done = subprocess.run(
@@ -55,13 +55,6 @@ def run(arguments: Sequence[str], folder: Path, **more: str) -> Ran:
 
 def hkdpipe(folder: Path, *arguments: str, **more: str) -> Ran:
     return run([HKDPIPE, *arguments], folder, **more)
-
-
-def called(capfd: pytest.CaptureFixture[str], *arguments: str) -> Ran:
-    """The command line in this process and in its folder: seconds faster than one of its own."""
-    capfd.readouterr()
-    code = main(arguments)
-    return Ran(code, *capfd.readouterr())
 
 
 def succeeded(ran: Ran) -> Ran:

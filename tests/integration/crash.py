@@ -34,6 +34,7 @@ from tiny import STAGES, Inputs
 
 from hkdpipe.manifests.archive import writer
 from hkdpipe.manifests.forms import webdataset_form, zarr_form
+from hkdpipe.manifests.ground import atomic_files
 from hkdpipe.stages.evaluation import context, distribution, evaluate, evaluation_pictures, feature_parts
 from hkdpipe.stages.evaluation.metrics import speed
 from hkdpipe.stages.generation import generate
@@ -41,7 +42,7 @@ from hkdpipe.stages.teachers import train_teacher
 from hkdpipe.stages.training import metrics_log, train
 from hkdpipe.trainer.loop import checkpoint, training_loop
 from hkdpipe.trainer.losses import perceptual
-from hkdpipe.trainer.students import student
+from hkdpipe.trainer.students import loading, student
 
 # The stages import these when they first need them.
 LAZY = (
@@ -64,9 +65,9 @@ _FILES: list[Point] = [("sync", os, "fsync"), ("rename", Path, "replace"), ("ren
 _LOOP: list[Point] = [
     ("step", training_loop, "step"),
     ("log", metrics_log.MetricsLog, "append"),
-    ("save", training_loop, "save_checkpoint"),
+    ("save", checkpoint, "save_checkpoint"),
     ("write", Path, "write_bytes"),
-    ("state", checkpoint, "write_json"),
+    ("state", atomic_files, "write_json"),
     ("prune", shutil, "rmtree"),
 ]
 _TRAINING: list[Point] = [("read", train, "read_batch"), *_LOOP, *_FILES]
@@ -93,7 +94,7 @@ POINTS: dict[str, list[Point]] = {
         *_FILES,
     ],
     "evaluate": [
-        ("load", student, "read_weights"),
+        ("load", loading, "read_weights"),
         ("measure", distribution, "quantised"),
         ("part", feature_parts, "write_atomic"),
         ("teacher", context, "sample_trajectory"),
@@ -101,7 +102,7 @@ POINTS: dict[str, list[Point]] = {
         ("match", perceptual, "normalised_difference"),
         ("speed", speed, "_seconds"),
         ("row", distribution, "write_json"),
-        ("table", evaluate, "write_atomic"),
+        ("table", evaluate, "_write_tables"),
         ("export", student.Student, "save"),
         ("report", evaluate, "write_report"),
         *_FILES,

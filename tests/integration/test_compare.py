@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from commands import called, started, succeeded
+from commands import Called, started, succeeded
 from tiny import EVALUATION, GENERATION, TRAINING, Inputs, settings
 
 from hkdpipe.manifests.archive.reader import open_archive
@@ -54,10 +54,9 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compare(command: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def compare(command: list[str], whole: Path, folder: Path) -> list[str]:
     """The command line, in a copy of that folder."""
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
     return command
 
 
@@ -110,39 +109,33 @@ def test_rows_are_trained_evaluated_and_tabulated(
     assert Path("out/comparison.md").read_text().count("| KD | 2 |") == 2
 
 
-def test_nothing_is_repeated_and_more_seeds_may_follow(
-    compare: list[str], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_repeated_and_more_seeds_may_follow(compare: list[str], called: Called) -> None:
     before = trained()
     more = [*compare, "--set", "comparison.equal=trajectories", "--set", "comparison.seeds=[0, 2]"]
-    assert json.loads(succeeded(called(capfd, *more, "--json")).out)["left_to_others"] == 0
+    assert json.loads(succeeded(called(*more, "--json")).out)["left_to_others"] == 0
     after = trained()
     assert {path: after[path] for path in before} == before
     assert [line["seeds"] for line in lines()] == ["2", "2"]
 
 
-def test_other_settings_are_refused_where_a_row_has_begun(
-    compare: list[str], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_other_settings_are_refused_where_a_row_has_begun(compare: list[str], called: Called) -> None:
     before = trained()
-    ran = called(capfd, *compare, "--set", "training.learning_rate=0.5")
+    ran = called(*compare, "--set", "training.learning_rate=0.5")
     assert ran.code == 2
     assert ran.errors == [
         "training.learning_rate: out/hkd/8-trajectories/seed-0 has 0.001, given 0.5: keep the value, or take "
         "another --out"
     ]
-    succeeded(called(capfd, *compare, "--set", "training.checkpoint_every=5"))
+    succeeded(called(*compare, "--set", "training.checkpoint_every=5"))
     assert trained() == before
 
 
-def test_another_archive_is_refused(
-    compare: list[str], inputs: Inputs, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_other_archives_are_refused(compare: list[str], inputs: Inputs, called: Called) -> None:
     """Rows of two would stand in one table; a copy of the same is as good."""
     shutil.rmtree("out/kd")
     other = ["generate-trajectories", "--teacher", str(inputs.teacher), *settings(generation=GENERATION)]
-    succeeded(called(capfd, *other, "--out", "other", "--set", "generation.seed=5"))
-    ran = called(capfd, *compare, "--archive", "other")
+    succeeded(called(*other, "--out", "other", "--set", "generation.seed=5"))
+    ran = called(*compare, "--archive", "other")
     assert ran.code == 2
     assert ran.errors == [
         "--archive: other has other trajectories than what the trainings in out learn from; keep that one, "
@@ -150,23 +143,18 @@ def test_another_archive_is_refused(
     ]
     assert not Path("out/kd").exists()
     shutil.copytree("out/trajectories", "moved")
-    succeeded(called(capfd, *compare, "--archive", "moved"))
+    succeeded(called(*compare, "--archive", "moved"))
     assert [line["seeds"] for line in lines()] == ["2", "2", "2", "2"]
 
 
 def test_a_row_that_diverges_does_not_keep_the_others_from_their_end(
-    inputs: Inputs,
-    command: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    inputs: Inputs, command: list[str], folder: Path, called: Called
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     diverging = "training.learning_rate = 1e30\ntraining.max_skipped = 1\n"
     Path("rows.toml").write_text(
         ROWS.replace("seeds = [0, 1]", "seeds = [0]").replace('"HKD"\n', f'"HKD"\n{diverging}')
     )
-    ran = called(capfd, *command, "--archive", str(inputs.archive()), "--json")
+    ran = called(*command, "--archive", str(inputs.archive()), "--json")
     assert ran.code == 1
     assert ran.errors == ["trainings failed, and the tables lack them: HKD, seed 0, 8 trajectories"]
     assert json.loads(ran.out)["failed"] == ["HKD, seed 0, 8 trajectories"]
@@ -176,7 +164,7 @@ def test_a_row_that_diverges_does_not_keep_the_others_from_their_end(
 
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on(
-    compare: list[str], inputs: Inputs, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    compare: list[str], inputs: Inputs, whole: Path, tmp_path: Path, called: Called
 ) -> None:
     """Its numbers are those of one that was not; the archive given is learned from where it is."""
     shutil.rmtree("out")
@@ -187,7 +175,7 @@ def test_a_killed_comparison_goes_on(
             running.process.send_signal(signal_number)
             assert running.end().code == code
     assert len(list(Path("out").rglob("result.json"))) == 2
-    succeeded(called(capfd, *resumed))
+    succeeded(called(*resumed))
     assert not Path("out/trajectories").exists()
     results = list(Path("out").rglob("result.json"))
     assert len(results) == 3
@@ -196,14 +184,12 @@ def test_a_killed_comparison_goes_on(
         assert {**found, "seconds": 0} == {**expected, "seconds": 0}
 
 
-def test_what_another_process_trains_is_left_to_it(
-    compare: list[str], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_another_process_trains_is_left_to_it(compare: list[str], called: Called) -> None:
     taken = Path("out/kd/16-trajectories/seed-1")
     shutil.rmtree(taken)
     with owning(taken, "this row"):
-        ran = succeeded(called(capfd, *compare))
+        ran = succeeded(called(*compare))
     assert "1 of 6 trainings are another process's" in ran.out
     assert [line["seeds"] for line in lines()] == ["2", "2", "2", "1"]
-    succeeded(called(capfd, *compare))
+    succeeded(called(*compare))
     assert [line["seeds"] for line in lines()] == ["2", "2", "2", "2"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from commands import Ran, called, hkdpipe, succeeded
+from commands import Called, Ran, hkdpipe, succeeded
 from numpy.typing import NDArray
 from tiny import TEACHER_TRAINING, WORK, Inputs, whole
 
@@ -54,7 +54,7 @@ def rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_conditional_run(complete: Ran, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_conditional_run(complete: Ran, called: Called) -> None:
     states, labels = stored()
     assert set(labels.tolist()) == set(CLASSES)
 
@@ -84,17 +84,15 @@ def test_a_conditional_run(complete: Ran, capfd: pytest.CaptureFixture[str]) -> 
     assert "its worst" in complete.out
 
     # Everything is there, and no other classes may follow.
-    assert "nothing to do" in called(capfd, "run", "--run-dir", "run").out
-    other = called(capfd, "run", "--run-dir", "run", "--set", "generation.classes=[1]")
+    assert "nothing to do" in called("run", "--run-dir", "run").out
+    other = called("run", "--run-dir", "run", "--set", "generation.classes=[1]")
     assert (other.code, other.errors[0].split(";")[0]) == (
         2,
         "generation.classes: this run has (7, 1, 4), given (1,)",
     )
 
 
-def test_student_and_teacher_are_measured_on_the_classes_asked_for(
-    complete: Ran, conditional: Inputs
-) -> None:
+def test_both_are_measured_on_the_classes_asked_for(complete: Ran, conditional: Inputs) -> None:
     """The distances again, from noise and labels drawn here; with other labels they are far off."""
     noise = torch.from_numpy(rng.unit_noise(0, "evaluation", range(10), (1, 8, 8))).float()
     asked = torch.from_numpy(rng.choice(0, "evaluation-labels", range(10), CLASSES))
@@ -120,9 +118,9 @@ def test_student_and_teacher_are_measured_on_the_classes_asked_for(
 
 
 @pytest.mark.parametrize("model", ["run/export", "run/training/checkpoints/step-00000012"])
-def test_sampling_by_class(complete: Ran, model: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sampling_by_class(complete: Ran, model: str, called: Called) -> None:
     def sampled(*arguments: str) -> Any:
-        succeeded(called(capfd, "sample", "--model", model, "--count", "9", "--out", "samples", *arguments))
+        succeeded(called("sample", "--model", model, "--count", "9", "--out", "samples", *arguments))
         with np.load("samples/samples.npz") as arrays:
             return arrays["images"], arrays["labels"]
 
@@ -134,7 +132,7 @@ def test_sampling_by_class(complete: Ran, model: str, capfd: pytest.CaptureFixtu
         # The same noise: only what was drawn as this class anyway is the same image.
         same = (others == images).all(axis=(1, 2, 3))
         assert same.tolist() == (labels == number).tolist()
-    refused = called(capfd, "sample", "--model", model, "--out", "samples", "--class", "3")
+    refused = called("sample", "--model", model, "--out", "samples", "--class", "3")
     assert (refused.code, refused.errors) == (2, ["--class: got 3; accepted: 1, 4, 7"])
 
 

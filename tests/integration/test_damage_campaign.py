@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import called, succeeded
+from commands import Called, succeeded
 from test_killed_at_random import content, different
 from tiny import GENERATION, WORK, Inputs
 
@@ -213,7 +213,7 @@ def test_every_fault_is_found_and_repaired(
     faults: int,
     tmp_path: Path,
     request: pytest.FixtureRequest,
-    capfd: pytest.CaptureFixture[str],
+    called: Called,
 ) -> None:
     inputs: Inputs = request.getfixturevalue(kind)
     seed = random.randrange(10**6)
@@ -229,9 +229,9 @@ def test_every_fault_is_found_and_repaired(
         if damaged == before:
             continue  # two shards may have the same labels
         if done.total() % 40 == 0:
-            ran = called(capfd, "verify", str(victim.root), "--quiet")
+            ran = called("verify", str(victim.root), "--quiet")
             assert ran.code == (0 if "manifest.json" not in damaged else 3), f"{what}: {ran.err}"
-            succeeded(called(capfd, "verify", str(victim.root), "--repair", "--quiet"))
+            succeeded(called("verify", str(victim.root), "--repair", "--quiet"))
         elif damaged.keys() ^ before.keys() == {"manifest.json"}:
             # Put together again from the records, which takes no teacher.
             state, lines = check(victim.root, "checksums")

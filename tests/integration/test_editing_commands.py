@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Ran, called, succeeded
+from commands import Called, Ran, succeeded
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import ARCHITECTURE, make_teacher
@@ -57,12 +57,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(models: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(models: Path, monkeypatch: pytest.MonkeyPatch, called: Called) -> Run:
     """What a command line says with --json, in the folder of the models."""
     monkeypatch.chdir(models)
 
     def run(line: str) -> dict[str, Any]:
-        said = succeeded(called(capfd, *shlex.split(line), "--quiet", "--json")).out
+        said = succeeded(called(*shlex.split(line), "--quiet", "--json")).out
         found: dict[str, Any] = json.loads(said.splitlines()[-1])
         return found
 
@@ -189,7 +189,7 @@ def test_classes_are_those_of_the_samples_or_asked_for(run: Run, tmp_path: Path)
 
 
 def test_what_was_written_and_what_to_type_next(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Called
 ) -> None:
     monkeypatch.chdir(models)
     for line, files in (
@@ -198,12 +198,12 @@ def test_what_was_written_and_what_to_type_next(
         ("edit --model grey --image 0 --reference 1", ("edit.png", "edit.csv", "edit.npz")),
     ):
         out = tmp_path / line.split()[0]
-        said = succeeded(called(capfd, *line.split(), "--out", str(out))).out
+        said = succeeded(called(*line.split(), "--out", str(out))).out
         assert sorted(path.name for path in out.iterdir()) == sorted(files)
         assert all(f"wrote {out / name}" in said for name in files)
         name, *again = shlex.split(said.splitlines()[-1].replace("IMAGE", "2"))
         assert name == "hkdpipe"
-        succeeded(called(capfd, *again))
+        succeeded(called(*again))
 
 
 INPAINT = "inpaint --model grey --image picture.png"
@@ -248,10 +248,10 @@ def test_wrong_input_gets_one_line(
     models: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    called: Called,
 ) -> None:
     monkeypatch.chdir(models)
-    ran: Ran = called(capfd, *shlex.split(line), "--out", str(tmp_path / "out"))
+    ran: Ran = called(*shlex.split(line), "--out", str(tmp_path / "out"))
     assert (ran.code, len(ran.errors)) == (code, 1), ran.err
     assert re.fullmatch(rf"{error}( \(see .*\))?", ran.errors[0]), ran.errors
     assert "Traceback" not in ran.err

@@ -16,10 +16,8 @@ from hkdpipe.trainer.students.loading import load_model
 CLASSES = [2, 7]
 
 
-@pytest.mark.parametrize("kind", ["inputs", "conditional"])
-def test_folder_and_programs(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    made: Inputs = request.getfixturevalue(kind)
-    checkpoint = checkpoints(made.training / "checkpoints")[-1]
+def test_folder_and_programs(either: Inputs, tmp_path: Path) -> None:
+    checkpoint = checkpoints(either.training / "checkpoints")[-1]
     student = load_model(checkpoint)
     classes = CLASSES if student.label_dim else []
 

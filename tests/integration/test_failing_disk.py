@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import called, succeeded
+from commands import Called, succeeded
 from crash_campaign import Halved
 from test_killed_at_random import LEFTOVER, content, different
 from tiny import GENERATION, Inputs, settings
@@ -55,31 +55,25 @@ class Failing:
 @pytest.mark.parametrize("form", ["zarr", "webdataset"])
 @pytest.mark.parametrize("kind", ["write", "fsync", "replace", "link"])
 def test_a_call_that_fails(
-    kind: str,
-    form: str,
-    conditional: Inputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    kind: str, form: str, conditional: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch, called: Called
 ) -> None:
     """The first, the last and some between of all the calls that one of two workers makes alone."""
-    monkeypatch.chdir(tmp_path)
     options = settings(generation=replace(GENERATION, count=10, shard_size=4, steps=2, format=form))
     command = ["generate-trajectories", "--teacher", str(conditional.teacher), *options, "--quiet", "--out"]
     disk = Failing(kind, monkeypatch)
-    succeeded(called(capfd, *command, "whole", "--worker", "0/2"))
+    succeeded(called(*command, "whole", "--worker", "0/2"))
     calls = disk.calls
     seed = random.randrange(10**6)
     chance = random.Random(seed)
     for number in {1, calls, *chance.sample(range(1, calls + 1), 3)}:
         out = f"out-{number}"
         disk.calls, disk.fails_at, disk.error = 0, number, chance.choice([errno.ENOSPC, errno.EIO])
-        ran = called(capfd, *command, out, "--worker", "0/2")
+        ran = called(*command, out, "--worker", "0/2")
         what = f"seed {seed}, call {number} of {calls}: {ran.err}"
         assert ran.code == 1, what
         assert re.fullmatch(rf"hkdpipe: error: {out}[^ ]*: {ERRORS[disk.error]}\n", ran.err), what
         names = [part for name in content(Path(out)) for part in Path(name).parts]
         assert not list(filter(LEFTOVER.fullmatch, names)), what
         disk.fails_at = 0
-        succeeded(called(capfd, *command, out, "--worker", "1/2"))
+        succeeded(called(*command, out, "--worker", "1/2"))
         assert not different(content(Path(out)), content(Path("whole"))), what

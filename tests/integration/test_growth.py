@@ -63,9 +63,7 @@ def test_a_worker_that_knows_the_smaller_count_goes_on_beside_larger_ones(
     check(tmp_path / "out", inputs, form)
 
 
-def test_growing_by_workers_of_other_numbers_and_interrupted(
-    form: str, inputs: Inputs, tmp_path: Path
-) -> None:
+def test_growing_by_other_workers_and_interrupted(form: str, inputs: Inputs, tmp_path: Path) -> None:
     out, validation = tmp_path / "out", 4
     make(inputs, out, replace(SMALL, format=form), Worker(1, 3))
     with open_archive(out) as opened:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import called, succeeded
+from commands import Called, succeeded
 from safetensors.torch import load_file
 from tiny import EVALUATION, GENERATION, TRAINING, Inputs, settings
 from torch import Tensor, nn
@@ -98,15 +98,14 @@ def sections(budget: int, **changes: Any) -> list[str]:
 
 
 def test_it_runs_resumes_samples_exports_and_is_reported(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    inputs: Inputs, folder: Path, called: Called
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     places = ["--teacher", str(inputs.teacher), "--archive", str(inputs.archive())]
     # In two parts, and at once.
     for budget in (8, 16):
-        succeeded(called(capfd, "train", *places, "--out", "parts", *sections(budget)))
+        succeeded(called("train", *places, "--out", "parts", *sections(budget)))
     taught = ["--set", f"teacher.source={inputs.teacher}", "--set", "toy.width=3"]
-    succeeded(called(capfd, "run", "--run-dir", "run", *taught, *sections(16)))
+    succeeded(called("run", "--run-dir", "run", *taught, *sections(16)))
     newest = Path("run/training/checkpoints/step-00000004")
     for name in ("weights", "ema"):
         whole, parts = (
@@ -125,9 +124,7 @@ def test_it_runs_resumes_samples_exports_and_is_reported(
 
     pictures = {}
     for steps in ("1", "4"):
-        succeeded(
-            called(capfd, "sample", "--model", "run/export", "--steps", steps, "--count", "3", "--out", steps)
-        )
+        succeeded(called("sample", "--model", "run/export", "--steps", steps, "--count", "3", "--out", steps))
         with np.load(f"{steps}/samples.npz") as made:
             pictures[steps] = made["images"]
     assert not np.array_equal(pictures["1"], pictures["4"])
@@ -138,17 +135,14 @@ def test_it_runs_resumes_samples_exports_and_is_reported(
     assert "Method toy" in page
     assert "toy.width" in page
     assert "were trained on its samples" in Path("run/export/README.md").read_text()
-    refused = called(capfd, "run", "--run-dir", "run", "--set", "toy.pull=0.25")
+    refused = called("run", "--run-dir", "run", "--set", "toy.pull=0.25")
     assert refused.code == 2
     assert refused.errors[0].startswith("toy.pull: this run has 0.5, given 0.25; ")
-    nothing = called(capfd, "train", *places, "--out", "none", *sections(8), "--set", "training.images=")
+    nothing = called("train", *places, "--out", "none", *sections(8), "--set", "training.images=")
     assert nothing.errors == ["training.images: got ''; accepted: a set of images, as toy learns from them"]
 
 
-def test_it_is_compared_and_explained(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_it_is_compared_and_explained(inputs: Inputs, folder: Path, called: Called) -> None:
     rows = '[[rows]]\nname = "Toy"\ntraining.method = "toy"\ntraining.images = "digits"\ntoy.width = 2\n'
     Path("rows.toml").write_text(
         f'[comparison]\nseeds = 0\n{rows}[[rows]]\nname = "KD"\ntraining.method = "kd"\n'
@@ -158,11 +152,11 @@ def test_it_is_compared_and_explained(
         generation=GENERATION, training=TRAINING, evaluation=replace(EVALUATION, teacher_steps=())
     )
     more = ["--set", f"teacher.source={inputs.teacher}", "--set", "training.budget=8"]
-    succeeded(called(capfd, *command, *small, *more))
+    succeeded(called(*command, *small, *more))
     table = Path("out/comparison.md").read_text()
     assert "| Toy |" in table
     assert "| KD |" in table
-    explained = succeeded(called(capfd, "config", "--explain", "--set", "toy.width=2")).out
+    explained = succeeded(called("config", "--explain", "--set", "toy.width=2")).out
     assert '"toy" (a toy, arXiv 0000.00000: two convolutions)' in " ".join(
         explained.replace("\n#", "").split()
     )

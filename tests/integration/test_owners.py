@@ -2,13 +2,12 @@
 
 import json
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import called, started
+from commands import Called, started
 from test_killed_at_random import content
 from tiny import KOOPMAN, TRAINING, Inputs, evaluate_tiny, settings, train_teacher_tiny, train_tiny, whole
 
@@ -16,7 +15,7 @@ from hkdpipe.manifests.ground.errors import InUseError
 from hkdpipe.stages.evaluation import distribution, evaluate, evaluation_pictures
 from hkdpipe.stages.evaluation.metrics import speed
 from hkdpipe.stages.teachers import train_teacher
-from hkdpipe.trainer.loop import training_loop
+from hkdpipe.trainer.loop import checkpoint, training_loop
 from hkdpipe.trainer.methods.hkd.hkd import HKD
 from hkdpipe.trainer.metrics import frechet_distance
 
@@ -51,10 +50,10 @@ def take_over_at(
     ("work", "place"),
     [
         (train_tiny, (1, training_loop, "step")),  # then come a row of the metrics and a checkpoint
-        (train_tiny, (1, training_loop, "save_checkpoint")),
+        (train_tiny, (1, checkpoint, "save_checkpoint")),
         (train_tiny, (12, training_loop, "step")),
         (train_teacher_tiny, (1, training_loop, "step")),
-        (train_teacher_tiny, (4, training_loop, "save_checkpoint")),
+        (train_teacher_tiny, (4, checkpoint, "save_checkpoint")),
         (train_teacher_tiny, (1, train_teacher, "asdict")),  # the export
         (evaluate_tiny, (5, distribution, "quantised")),  # features
         (evaluate_tiny, (1, frechet_distance, "frechet_distance")),  # a row
@@ -67,11 +66,7 @@ def take_over_at(
     ids=lambda value: f"{value[2]}-{value[0]}" if isinstance(value, tuple) else None,
 )
 def test_who_lost_a_folder_writes_nothing_more(
-    work: Callable[[Inputs, Path], None],
-    place: tuple[int, Any, str],
-    inputs: Inputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    work: Any, place: Any, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     then = take_over_at(*place, tmp_path, monkeypatch)
     with pytest.raises(InUseError, match=TAKEN_OVER):
@@ -88,15 +83,11 @@ def test_who_lost_a_folder_writes_nothing_more(
 
 @pytest.mark.parametrize("place", [(3, training_loop, "step"), (1, HKD, "save")])
 def test_a_lost_run_directory_is_left_as_it_is(
-    place: tuple[int, Any, str],
-    inputs: Inputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    place: Any, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Called
 ) -> None:
     """Not even the end of the stage is noted."""
     then = take_over_at(*place, tmp_path, monkeypatch)
-    ran = called(capfd, "run", "--run-dir", str(tmp_path), *whole(inputs))
+    ran = called("run", "--run-dir", str(tmp_path), *whole(inputs))
     assert ran.code == 4
     (error,) = ran.errors
     assert error.endswith(TAKEN_OVER)
@@ -106,7 +97,7 @@ def test_a_lost_run_directory_is_left_as_it_is(
 
 
 def test_a_folder_that_is_trained_in(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Called
 ) -> None:
     """The second one is told by whom; after a kill the folder is free at once."""
     monkeypatch.setenv("SLURM_JOB_ID", "345")
@@ -116,7 +107,7 @@ def test_a_folder_that_is_trained_in(
     command = ["train", *places, *settings(training=longer, koopman=KOOPMAN)]
     with started(tmp_path, *command) as running:
         running.wait_until(lambda: any(Path("out/checkpoints").glob("step-*")))
-        ran = called(capfd, *command)
+        ran = called(*command)
         assert ran.code == 4
         (error,) = ran.errors
         assert error.startswith(f"training in out is in use by process {running.process.pid} on ")

@@ -15,8 +15,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = "import sys, hkdpipe; hkdpipe.load_config('digits'); print('torch' in sys.modules)"
 
 
-def test_the_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_page_does_what_it_says(folder: Path) -> None:
     page = (ROOT / "docs" / "PYTHON.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     for match in re.finditer(r"```python\n(.*?)```", page, re.DOTALL):
@@ -24,7 +23,7 @@ def test_the_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         code = "\n" * page[: match.start(1)].count("\n") + match[1]
         exec(compile(code, "docs/PYTHON.md", "exec"), names)
     assert names.keys() >= {"teacher", "states", "done", "archive", "model", "images", "edited"}
-    assert (tmp_path / "evaluation" / "export" / "model.safetensors").is_file()
+    assert (folder / "evaluation" / "export" / "model.safetensors").is_file()
     assert all(summary.did_nothing for summary in hkdpipe.run(names["config"], "runs/small").values())
     with pytest.raises(UsageError, match=r"generation\.seed: this run has 0, given 1"):
         hkdpipe.run(hkdpipe.load_config("runs/small/config.toml", generation={"seed": 1}), "runs/small")

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import called, succeeded
-from tiny import KOOPMAN, TRAINING, WORK, Inputs, settings
+from commands import Called, succeeded
+from tiny import KOOPMAN, OPTIONS, TRAINING, WORK, Inputs, settings
 
 from hkdpipe.stages.training.train import train
 from hkdpipe.trainer.loop.distributed import World
@@ -21,7 +21,7 @@ BLOCKS = replace(
 
 
 def train_on(inputs: Inputs, archive: Path | str, out: Path, training: TrainingSettings) -> None:
-    train(str(inputs.teacher), archive, out, training, KOOPMAN, world=World(), **WORK)
+    train(str(inputs.teacher), archive, out, training, OPTIONS["hkd"], world=World(), **WORK)
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -46,20 +46,18 @@ def test_at_random_or_streamed_or_from_elsewhere_also_where_it_goes_on(
     assert len(list((tmp_path / "cache").glob("*"))) == 1 + 1 + 3, "locks, the held-out shard, all in zarr"
 
 
-def test_a_damaged_shard_is_skipped_if_asked(
-    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_shard_is_skipped_if_asked(inputs: Inputs, tmp_path: Path, called: Called) -> None:
     archive = tmp_path / "archive"
     shutil.copytree(inputs.archive(), archive)
     shard = archive / "states" / "c" / "1" / "0" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:-1])
     command = ["train", "--teacher", str(inputs.teacher), "--archive", str(archive)]
     command += settings(training=TRAINING, koopman=KOOPMAN)
-    ran = called(capfd, *command, "--out", str(tmp_path / "stopped"))
+    ran = called(*command, "--out", str(tmp_path / "stopped"))
     assert ran.code == 3
     assert "shard 1 (states/c/1/0/0/0/0) is damaged" in ran.errors[0]
     skipping = ["--set", "training.on_damage=skip", "--out", str(tmp_path / "skipped")]
-    ran = succeeded(called(capfd, *command, *skipping))
+    ran = succeeded(called(*command, *skipping))
     warnings = [line for line in ran.err.splitlines() if "is damaged" in line]
     assert len(warnings) == 1
     assert warnings[0].startswith(f"{archive}: shard 1 (states/c/1/0/0/0/0)")

@@ -177,9 +177,7 @@ def test_a_run_that_is_preempted_and_loses_a_node_equals_a_local_one(
     assert cluster.call("squeue", "-h").out == ""
 
 
-def test_torchrun_on_each_node_is_stopped_and_goes_on(
-    inputs: Inputs, cluster: Cluster, tmp_path: Path
-) -> None:
+def test_torchrun_on_two_nodes_stops_and_goes_on(inputs: Inputs, cluster: Cluster, tmp_path: Path) -> None:
     """Though it hides its processes' exit codes; the weights are those of two local processes."""
     file = CLUSTER.replace("nodes = 2", 'nodes = 2\nlauncher = "torchrun"')
     run_of = Submitted(cluster, tmp_path, file=file)

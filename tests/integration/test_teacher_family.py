@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from commands import called, succeeded
+from commands import Called, succeeded
 from safetensors.torch import load_file, save_file
 from tiny import Inputs, whole
 from torch import Tensor, nn
@@ -17,22 +17,14 @@ from torch import Tensor, nn
 from hkdpipe.manifests.archive.reader import open_archive
 from hkdpipe.manifests.ground.errors import UsageError
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import KoopmanSettings
+from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
 from hkdpipe.trainer.students.loading import load_model
 from hkdpipe.trainer.teachers import families
-from hkdpipe.trainer.teachers.families import (
-    Decoder,
-    Encoder,
-    Family,
-    TeacherArchitecture,
-    TeacherNetwork,
-    with_weights,
-)
 from hkdpipe.trainer.teachers.teacher import load_teacher
 
 
 @dataclass(frozen=True)
-class ToyArchitecture(TeacherArchitecture):
+class ToyArchitecture(families.TeacherArchitecture):
     family: ClassVar[str] = "toy"
     width: int = 4
     sigma_data: float = 1.0
@@ -41,11 +33,11 @@ class ToyArchitecture(TeacherArchitecture):
     def steps(self) -> int:
         return 7
 
-    def network(self) -> TeacherNetwork:
+    def network(self) -> families.TeacherNetwork:
         return ToyNetwork(self)
 
 
-class ToyEncoder(Encoder):
+class ToyEncoder(families.Encoder):
     def __init__(self, arch: ToyArchitecture) -> None:
         super().__init__()
         self.arch = arch
@@ -63,7 +55,7 @@ class ToyEncoder(Encoder):
         return [fine, self.coarse(fine.tanh())]
 
 
-class ToyDecoder(Decoder):
+class ToyDecoder(families.Decoder):
     def __init__(self, arch: ToyArchitecture) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(2 * arch.width, arch.width, 2, stride=2)
@@ -74,7 +66,7 @@ class ToyDecoder(Decoder):
         return images
 
 
-class ToyNetwork(TeacherNetwork):
+class ToyNetwork(families.TeacherNetwork):
     def __init__(self, arch: ToyArchitecture) -> None:
         super().__init__(arch)
         self.first, self.second = ToyEncoder(arch), ToyDecoder(arch)
@@ -86,22 +78,22 @@ class ToyNetwork(TeacherNetwork):
         share = (level**2 / (level**2 + 1))[:, None, None, None]
         return x * (1 - share) + inner * share.sqrt()
 
-    def split(self) -> tuple[Encoder, Decoder]:
+    def split(self) -> tuple[families.Encoder, families.Decoder]:
         return copy.deepcopy(self.first), copy.deepcopy(self.second)
 
 
-class Toy(Family):
+class Toy(families.Family):
     name = "toy"
     architecture = ToyArchitecture
     files = ("a toy (.toy)",)
     suffixes = (".toy",)
 
-    def from_file(self, file: Path) -> TeacherNetwork:
+    def from_file(self, file: Path) -> families.TeacherNetwork:
         return self.from_state_dict(load_file(file))
 
-    def from_state_dict(self, state: Mapping[str, Tensor]) -> TeacherNetwork:
+    def from_state_dict(self, state: Mapping[str, Tensor]) -> families.TeacherNetwork:
         width, channels = state["first.fine.weight"].shape[:2]
-        return with_weights(ToyArchitecture(8, channels, width=width), state)
+        return families.with_weights(ToyArchitecture(8, channels, width=width), state)
 
 
 @pytest.fixture
@@ -115,11 +107,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "teacher.toy"
 
 
-def test_all_stages_take_a_family_that_nothing_else_knows(
-    toy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_all_stages_take_a_family_that_nothing_else_knows(toy: Path, tmp_path: Path, called: Called) -> None:
     teacher, folder = load_teacher(toy), tmp_path / "imported"
-    ran = succeeded(called(capfd, "import-teacher", str(toy), str(folder)))
+    ran = succeeded(called("import-teacher", str(toy), str(folder)))
     assert "generation.steps=7" in ran.out
     assert json.loads((folder / "config.json").read_text())["architecture"]["family"] == "toy"
     imported = load_teacher(folder)
@@ -129,7 +119,7 @@ def test_all_stages_take_a_family_that_nothing_else_knows(
     for method in ("hkd", "kd"):
         run = tmp_path / method
         changes = ("--set", f"teacher.source={toy}", "--set", f"training.method={method}")
-        succeeded(called(capfd, "run", "--run-dir", str(run), *whole(Inputs(tmp_path)), *changes))
+        succeeded(called("run", "--run-dir", str(run), *whole(Inputs(tmp_path)), *changes))
         with open_archive(run / "trajectories") as archive:
             assert archive.plan.teacher["architecture"] == teacher.arch.to_json()
         student = load_model(run / "export")
@@ -144,4 +134,4 @@ def test_all_stages_take_a_family_that_nothing_else_knows(
 def test_hkd_needs_two_halves(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(ToyNetwork, "split")
     with pytest.raises(UsageError, match=r"^teacher: its family is 'toy'; accepted for hkd: one"):
-        HKD.from_teacher(load_teacher(toy).network, KoopmanSettings())
+        HKD.from_teacher(load_teacher(toy).network, HkdOptions())

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import called
+from commands import Called
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import EVALUATION, TRAINING, Inputs, evaluate_tiny, train_tiny
 
@@ -69,14 +69,12 @@ def test_events_hold_what_the_tables_hold_also_after_going_back(inputs: Inputs, 
         assert pictures == at
 
 
-@pytest.mark.parametrize("kind", ["inputs", "conditional"])
-def test_distance_is_that_of_an_evaluation(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_distance_is_that_of_an_evaluation(either: Inputs, tmp_path: Path) -> None:
     """With as many samples; and going back leaves no trace in it."""
-    inputs: Inputs = request.getfixturevalue(kind)
     training = dataclasses.replace(WATCHED, fd_images=EVALUATION.samples)
-    made = Inputs(tmp_path / "made", inputs.label_dim)
-    shutil.copytree(inputs.teacher, made.teacher)
-    shutil.copytree(inputs.archive(), made.archive())
+    made = Inputs(tmp_path / "made", either.label_dim)
+    shutil.copytree(either.teacher, made.teacher)
+    shutil.copytree(either.archive(), made.archive())
     train_tiny(made, made.training, training=training)
     table = made.training / "distance.csv"
     found, text = curves(table)["fd_digits"], table.read_text()
@@ -93,7 +91,7 @@ def test_distance_is_that_of_an_evaluation(kind: str, request: pytest.FixtureReq
 
 
 def test_events_need_their_package(
-    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Called
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     message = (
@@ -104,6 +102,6 @@ def test_events_need_their_package(
         train_tiny(inputs, tmp_path / "out", training=WATCHED)
     assert str(error.value) == message
     run = ["run", "--preset", "digits", "--run-dir", str(tmp_path / "run")]
-    ran = called(capfd, *run, "--set", "training.tensorboard=true")
+    ran = called(*run, "--set", "training.tensorboard=true")
     assert (ran.code, ran.errors) == (2, [message])
     assert not (tmp_path / "run/trajectories").exists()

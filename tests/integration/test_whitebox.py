@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import called, succeeded
+from commands import Called, succeeded
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import TRAINING, Inputs, evaluate_tiny, train_tiny
@@ -45,11 +45,9 @@ def table(folder: Path, section: Any) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def test_analysis_of_a_student(inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_analysis_of_a_student(inputs: Inputs, tmp_path: Path, called: Called) -> None:
     out = tmp_path / "analysis"
-    ran = succeeded(
-        called(capfd, "analyze", "--model", str(newest(inputs)), "--out", str(out), "--count", "3")
-    )
+    ran = succeeded(called("analyze", "--model", str(newest(inputs)), "--out", str(out), "--count", "3"))
     found = sections(out)
     assert list(found) == [
         "Spectrum",
@@ -69,11 +67,11 @@ def test_analysis_of_a_student(inputs: Inputs, tmp_path: Path, capfd: pytest.Cap
 
 
 def test_analysis_of_classes_and_of_bands_asked_for(
-    conditional: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    conditional: Inputs, tmp_path: Path, called: Called
 ) -> None:
     out = tmp_path / "analysis"
     given = ("--model", str(newest(conditional)), "--count", "2", "--band", "0:0.1", "--band", "largest")
-    succeeded(called(capfd, "analyze", *given, "--out", str(out)))
+    succeeded(called("analyze", *given, "--out", str(out)))
     rows = table(out, sections(out)["Classes"])
     assert [(row[0], row[2]) for row in rows] == [
         (str(number), band) for number in range(10) for band in ("0:0.1", "largest")
@@ -81,15 +79,13 @@ def test_analysis_of_classes_and_of_bands_asked_for(
     assert len({row[3] for row in rows}) > 10, "the classes have no effect"
 
 
-def test_a_runs_analysis_stands_in_its_report(
-    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_runs_analysis_stands_in_its_report(inputs: Inputs, tmp_path: Path, called: Called) -> None:
     run = tmp_path / "run"
     evaluate_tiny(inputs, run / "evaluation")
     (run / "evaluation" / "export").rename(run / "export")
     report = run / "evaluation" / "report.html"
     assert "Spectral masking" not in report.read_text()
-    ran = succeeded(called(capfd, "analyze", "--run-dir", str(run), "--count", "2"))
+    ran = succeeded(called("analyze", "--run-dir", str(run), "--count", "2"))
     assert "Spectral masking" in report.read_text()
     assert f"wrote {report}" in ran.out
     sections(run / "evaluation" / "analysis")
@@ -121,13 +117,11 @@ def at_work(inputs: Inputs, folder: Path) -> HKD:
     return model
 
 
-def test_trajectories_as_a_student_sees_them(
-    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_trajectories_as_a_student_sees_them(inputs: Inputs, tmp_path: Path, called: Called) -> None:
     """States 80, between, 0.002 and 0; evolved all of the way, the start gives what is seen from it."""
     model = at_work(inputs, tmp_path / "model")
     given = ("--model", str(tmp_path / "model"), "--archive", str(inputs.archive()), "--index", "11")
-    ran = succeeded(called(capfd, "trajectory", *given, "--out", str(tmp_path / "out")))
+    ran = succeeded(called("trajectory", *given, "--out", str(tmp_path / "out")))
     with open_archive(inputs.archive()) as archive:
         x = torch.from_numpy(archive.read([11], range(4))[0].astype(np.float32))
         sigmas = torch.from_numpy(archive.sigmas).float()
@@ -149,12 +143,12 @@ def test_trajectories_as_a_student_sees_them(
             assert getattr(moving, "n_frames", 1) == 4
 
 
-def test_pictures_between_two(inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_pictures_between_two(inputs: Inputs, tmp_path: Path, called: Called) -> None:
     """Both ways begin and end at the images that `sample` makes of these numbers."""
     model = at_work(inputs, tmp_path / "model")
     out = tmp_path / "out"
     given = ("--model", str(tmp_path / "model"), "--seed", "5", "--between", "1", "6", "--steps", "3")
-    succeeded(called(capfd, "interpolate", *given, "--out", str(out)))
+    succeeded(called("interpolate", *given, "--out", str(out)))
     noise = torch.from_numpy(unit_noise(5, "sampling", [1, 6], (1, 8, 8))).float()
     ends = model.sample(noise)
     for row in range(2):
@@ -169,23 +163,13 @@ def test_pictures_between_two(inputs: Inputs, tmp_path: Path, capfd: pytest.Capt
 
 
 def test_pictures_between_states_of_two_trajectories(
-    conditional: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    conditional: Inputs, tmp_path: Path, called: Called
 ) -> None:
     """At the stored state nearest to the time asked for, between the trajectories' classes, too."""
     model = at_work(conditional, tmp_path / "model")
     out = tmp_path / "out"
-    given = (
-        "--archive",
-        str(conditional.archive()),
-        "--between",
-        "3",
-        "0",
-        "--time",
-        "0.004",
-        "--steps",
-        "2",
-    )
-    succeeded(called(capfd, "interpolate", "--model", str(tmp_path / "model"), *given, "--out", str(out)))
+    given = f"--archive {conditional.archive()} --between 3 0 --time 0.004 --steps 2".split()
+    succeeded(called("interpolate", "--model", str(tmp_path / "model"), *given, "--out", str(out)))
     with open_archive(conditional.archive()) as archive:
         states = torch.from_numpy(archive.read([3, 0], [0, 2]).astype(np.float32))
         labels = one_hot(archive.plan.labels([3, 0]), 10)
@@ -222,33 +206,24 @@ def test_pictures_between_states_of_two_trajectories(
     ],
 )
 def test_wrong_input_gets_one_clear_line(
-    inputs: Inputs,
-    conditional: Inputs,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    command: str,
-    message: str,
+    inputs: Inputs, conditional: Inputs, tmp_path: Path, called: Called, command: str, message: str
 ) -> None:
     places = {"ARCHIVE": inputs.archive(), "CLASSES": conditional.archive(), "MODEL": newest(inputs)}
     for name, path in places.items():
         command, message = (text.replace(name, str(path)) for text in (command, message))
     out = tmp_path / "out"
-    ran = called(capfd, *command.split(), "--model", str(newest(inputs)), "--out", str(out))
+    ran = called(*command.split(), "--model", str(newest(inputs)), "--out", str(out))
     assert (ran.code, ran.errors) == (2, [message])
     assert not out.exists()
 
 
-def test_what_has_no_spectrum_is_refused(
-    inputs: Inputs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_has_no_spectrum_is_refused(inputs: Inputs, tmp_path: Path, called: Called) -> None:
     train_tiny(inputs, tmp_path / "kd", training=replace(TRAINING, method="kd", budget=4, checkpoint_every=4))
     model = max((tmp_path / "kd" / "checkpoints").glob("step-*"))
     for command in ("analyze", "interpolate", f"trajectory --archive {inputs.archive()}"):
-        ran = called(capfd, *command.split(), "--model", str(model), "--out", str(tmp_path / "out"))
-        assert (ran.code, ran.errors) == (
-            2,
-            [f"{model}: of method 'kd', which has no operators; accepted: 'hkd'"],
-        )
+        ran = called(*command.split(), "--model", str(model), "--out", str(tmp_path / "out"))
+        assert ran.code == 2
+        assert ran.errors == [f"{model}: of method 'kd', which has no operators; accepted: 'hkd'"]
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import called, hkdpipe, started, succeeded
+from commands import Called, hkdpipe, started, succeeded
 from PIL import Image
 
 from hkdpipe.manifests.archive.reader import open_archive
@@ -74,11 +74,10 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copy(complete: Path, folder: Path) -> Path:
     """The run directory for a test of its own, in the working folder."""
-    shutil.copytree(complete / "run", tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "run"
+    shutil.copytree(complete / "run", folder / "run")
+    return folder / "run"
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -132,8 +131,8 @@ def test_the_export_is_the_average_of_the_last_checkpoint(complete: Path) -> Non
         assert not torch.equal(exported, load_model(last, weights="raw").sample(noise))
 
 
-def test_sampling_the_export(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    ran = called(capfd, "sample", "--model", "run/export", "--count", "5", "--out", "samples", "--json")
+def test_sampling_the_export(copy: Path, called: Called) -> None:
+    ran = called("sample", "--model", "run/export", "--count", "5", "--out", "samples", "--json")
     assert ran.code == 0, ran.err
     images = np.load("samples/samples.npz")["images"]
     assert (images.shape, images.dtype) == ((5, 8, 8, 1), np.uint8)
@@ -153,8 +152,8 @@ def test_again_there_is_nothing_to_do(copy: Path) -> None:
     assert after == before
 
 
-def test_status(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    ran = called(capfd, "status", "--run-dir", "run", "--json")
+def test_status(copy: Path, called: Called) -> None:
+    ran = called("status", "--run-dir", "run", "--json")
     status = json.loads(ran.out)
     assert (ran.code, status["complete"]) == (0, True)
     assert {name: (stage["state"], stage["done"]) for name, stage in status["stages"].items()} == {
@@ -164,7 +163,7 @@ def test_status(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     }
     shutil.rmtree("run/export")
     (copy / "trajectories/states/c/1/0/0/0/0").unlink()
-    status = json.loads(called(capfd, "status", "--run-dir", "run", "--json").out)
+    status = json.loads(called("status", "--run-dir", "run", "--json").out)
     assert status["complete"] is False
     assert status["stages"]["evaluation"]["state"] == "partial"
     assert (status["stages"]["generation"]["state"], status["stages"]["generation"]["done"]) == (
@@ -173,21 +172,21 @@ def test_status(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_what_decided_the_results_is_kept(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_decided_the_results_is_kept(copy: Path, called: Called) -> None:
     before = files(copy)
-    ran = called(capfd, *RUN, "--set", "training.seed=1")
+    ran = called(*RUN, "--set", "training.seed=1")
     assert ran.code == 2
     (error,) = ran.errors
     assert error.startswith("training.seed: this run has 0, given 1; ")
     assert files(copy) == before
 
 
-def test_a_grown_budget_trains_on_and_others_wait(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_grown_budget_trains_on_and_others_wait(copy: Path, called: Called) -> None:
     longer = [*RUN, "--set", "training.budget=6400"]
     with started(copy.parent, *longer) as running:
         running.wait_for("training: 64/6,400 trajectories")
         before = files(copy / "evaluation")
-        other = called(capfd, "evaluate", "--run-dir", "run")
+        other = called("evaluate", "--run-dir", "run")
         assert other.code == 4
         (error,) = other.errors
         assert error.startswith(f"run directory run is in use by process {running.process.pid} on ")
@@ -201,7 +200,7 @@ def test_a_grown_budget_trains_on_and_others_wait(copy: Path, capfd: pytest.Capt
     assert (change["key"], change["from"], change["to"]) == ("training.budget", 64, 6400)
     first = table(copy / "training/metrics.csv")[:4]
     assert [row["seen"] for row in first] == ["32", "64", "96", "128"]
-    stages = json.loads(called(capfd, "status", "--run-dir", "run", "--json").out)["stages"]
+    stages = json.loads(called("status", "--run-dir", "run", "--json").out)["stages"]
     assert [stages[name]["state"] for name in ("generation", "training", "evaluation")] == [
         "complete",
         "partial",
@@ -209,26 +208,25 @@ def test_a_grown_budget_trains_on_and_others_wait(copy: Path, capfd: pytest.Capt
     ]
 
 
-def generated(capfd: pytest.CaptureFixture[str], count: int) -> None:
+def generated(called: Called, count: int) -> None:
     options = [*TINY, "--set", f"generation.count={count}"]
-    ran = called(capfd, "generate-trajectories", "--preset", "digits", "--run-dir", "run", *options)
+    ran = called("generate-trajectories", "--preset", "digits", "--run-dir", "run", *options)
     assert ran.code == 0, ran.err
 
 
 @pytest.fixture
-def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "run/trajectories"
+def archive(folder: Path) -> Path:
+    return folder / "run/trajectories"
 
 
-def test_a_grown_count_appends(archive: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_grown_count_appends(archive: Path, called: Called) -> None:
     def states() -> Any:
         with open_archive(archive) as opened:
             return opened.read(range(len(opened)), range(4))
 
-    generated(capfd, 20)
+    generated(called, 20)
     before, values = files(archive), states()
-    generated(capfd, 36)
+    generated(called, 36)
     after = files(archive)
     # The third shard, of 4 trajectories, is now one of 8.
     for k in (0, 1):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Ran, called, hkdpipe, started, succeeded
+from commands import Called, Ran, hkdpipe, started, succeeded
 from PIL import Image
 from tiny import EVALUATION, GENERATION, KOOPMAN, TRAINING, WORK, Inputs, make_teacher, settings
 
@@ -24,6 +24,8 @@ from hkdpipe.trainer.students.loading import load_model
 
 GENERATE = "generate-trajectories --out new --teacher teacher"
 TRAIN = "train --out new --teacher teacher --archive archive-zarr"
+AGAIN = TRAIN.replace("new", "training")
+REGENERATE = GENERATE.replace("new", "archive-zarr")
 EVALUATE = "evaluate --out new --teacher teacher --archive archive-zarr --checkpoint training/checkpoints"
 SAMPLE = "sample --out new --model"
 SETTINGS = settings(generation=GENERATION, training=TRAINING, koopman=KOOPMAN, evaluation=EVALUATION)
@@ -91,8 +93,12 @@ def conditional_teacher() -> None:
     make_teacher(Path("teacher"), seed=0, label_dim=4)
 
 
-def checkpoint_files() -> list[str]:
-    return [str(path) for path in Path("training/checkpoints").glob("step-*/ema.safetensors")]
+def another_teacher() -> None:
+    make_teacher(Path("teacher"), seed=1)
+
+
+def flip_checkpoints() -> None:
+    flip(*map(str, Path("training/checkpoints").glob("step-*/ema.safetensors")))()
 
 
 def nothing() -> None:
@@ -109,6 +115,15 @@ class Case:
     variables: dict[str, str] = field(default_factory=dict)
 
 
+def told(command: str) -> Callable[..., Case]:
+    """Cases of a command that is told more: more words, an error, and what prepares it, if anything does."""
+    return lambda more, *others: Case(f"{command} {more}", 2, *others)
+
+
+configured = told("config --set")
+generated = told(f"{GENERATE} --set")
+trained = told(f"{TRAIN} --set")
+evaluated = told(f"{EVALUATE} --set")
 TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
 CASES = {
     # The command line itself
@@ -145,35 +160,24 @@ CASES = {
     "preset and file": Case(
         "run --preset digits --config a.toml", 2, r"--preset and --config: give one of .*"
     ),
-    "unknown key": Case(
-        "config --set training.bugdet=3", 2, r"training\.bugdet: unknown key; did you mean 'budget'\?"
+    "unknown key": configured("training.bugdet=3", r"training\.bugdet: unknown key; did you mean 'budget'\?"),
+    "set without value": configured("training.budget", r"--set: got 'training\.budget'; accepted: .*"),
+    "set without section": configured("budget=3", r"--set: got 'budget=3'; accepted: .*"),
+    "wrong type": configured(
+        "training.budget=many", r'training\.budget: got "many"; accepted: an integer, at least 1'
     ),
-    "set without value": Case(
-        "config --set training.budget", 2, r"--set: got 'training\.budget'; accepted: .*"
+    "negative": configured(
+        "generation.count=-1", r"generation\.count: got -1; accepted: an integer, at least 1"
     ),
-    "set without section": Case("config --set budget=3", 2, r"--set: got 'budget=3'; accepted: .*"),
-    "wrong type": Case(
-        "config --set training.budget=many",
-        2,
-        r'training\.budget: got "many"; accepted: an integer, at least 1',
-    ),
-    "negative": Case(
-        "config --set generation.count=-1", 2, r"generation\.count: got -1; accepted: an integer, at least 1"
-    ),
-    "not a number": Case(
-        "config --set training.ema=nan",
-        2,
+    "not a number": configured(
+        "training.ema=nan",
         r"training\.ema: got NaN; accepted: a number or a list, each a number, at least 0, at most 1",
     ),
-    "no choice": Case(
-        "config --set generation.format=hdf5",
-        2,
-        r'generation\.format: got "hdf5"; accepted: one of "zarr", "webdataset"',
+    "no choice": configured(
+        "generation.format=hdf5", r'generation\.format: got "hdf5"; accepted: one of "zarr", "webdataset"'
     ),
-    "levels the wrong way": Case(
-        "config --set generation.sigma_min=90",
-        2,
-        r"generation\.sigma_min: got 90\.0; accepted: below .*80\.0",
+    "levels the wrong way": configured(
+        "generation.sigma_min=90", r"generation\.sigma_min: got 90\.0; accepted: below .*80\.0"
     ),
     **{
         f"too much held out ({command})": Case(
@@ -183,9 +187,8 @@ CASES = {
         )
         for command in ("config --check", "run --run-dir new")
     },
-    "steps stored in the wrong order": Case(
-        "config --set generation.steps=40 --set 'generation.store_steps=[0, 20, 10, 40]'",
-        2,
+    "steps stored in the wrong order": configured(
+        "generation.steps=40 --set 'generation.store_steps=[0, 20, 10, 40]'",
         r"generation\.store_steps: got \[0, 20, 10, 40\]; accepted: rising numbers, .* 40; or \[\], for all",
     ),
     "nothing stored in between": Case(
@@ -194,15 +197,12 @@ CASES = {
         r"hkd\.times: got 2; accepted: 1, as ends holds no states in between",
         lambda: generate("teacher", Path("ends"), replace(GENERATION, store_steps=(0, 3)), **WORK),
     ),
-    "churn for trajectories": Case(
-        f"{GENERATE} --set generation.churn=40",
-        2,
+    "churn for trajectories": generated(
+        "generation.churn=40",
         r"generation\.churn: refused: trajectories must be deterministic; .* hkdpipe sample --teacher .*",
     ),
-    "no such solver": Case(
-        f"{GENERATE} --set generation.solver=rk4",
-        2,
-        r'generation\.solver: got "rk4"; accepted: one of "heun", "euler"',
+    "no such solver": generated(
+        "generation.solver=rk4", r'generation\.solver: got "rk4"; accepted: one of "heun", "euler"'
     ),
     "more than the disk holds": Case(
         f"{GENERATE} --set generation.count=1000000000 --set generation.shard_size=1000000 "
@@ -224,25 +224,19 @@ CASES = {
         2,
         r"train-teacher\.seed: got .*; accepted: .*",
     ),
-    "more shards than names": Case(
-        f"{GENERATE} --set generation.count=10000001 --set generation.shard_size=1",
-        2,
+    "more shards than names": generated(
+        "generation.count=10000001 --set generation.shard_size=1",
         r"generation\.shard_size: got 1; accepted: .*",
     ),
-    "more trajectories than numbers": Case(
-        f"{GENERATE} --set generation.count=10000000000",
-        2,
-        r"generation\.count: got 10000000000; accepted: .*",
+    "more trajectories than numbers": generated(
+        "generation.count=10000000000", r"generation\.count: got 10000000000; accepted: .*"
     ),
-    "levels that do not fall": Case(
-        f"{GENERATE} --set generation.sigma_min=79.99999999999999",
-        2,
+    "levels that do not fall": generated(
+        "generation.sigma_min=79.99999999999999",
         r"generation\.sigma_min, sigma_max, rho: got .*; accepted: values that give 3 falling noise levels",
     ),
-    "levels out of all bounds": Case(
-        f"{GENERATE} --set generation.rho=1e-4",
-        2,
-        r"generation\.sigma_min, .*; accepted: values that give .*",
+    "levels out of all bounds": generated(
+        "generation.rho=1e-4", r"generation\.sigma_min, .*; accepted: values that give .*"
     ),
     # Teachers
     "no teacher": Case(GENERATE.replace("teacher teacher", "teacher none"), 3, r"none: no such teacher; .*"),
@@ -279,28 +273,24 @@ CASES = {
         r"training/checkpoints/step-00000012: of a training with other settings; choose another folder",
     ),
     # Classes
-    "negative class": Case(
-        "config --set generation.classes=[-1]",
-        2,
+    "negative class": configured(
+        "generation.classes=[-1]",
         r"generation\.classes: got \[-1\]; accepted: a list, each an integer, at least 0",
     ),
-    "one class without a list": Case(
-        "config --set generation.classes=3", 2, r"generation\.classes: got 3; accepted: a list, .*"
+    "one class without a list": configured(
+        "generation.classes=3", r"generation\.classes: got 3; accepted: a list, .*"
     ),
-    "class of a teacher without any": Case(
-        f"{GENERATE} --set generation.classes=[3]",
-        2,
+    "class of a teacher without any": generated(
+        "generation.classes=[3]",
         r"generation\.classes: got \[3\]; accepted: none, as the teacher knows no classes",
     ),
-    "class that the teacher does not know": Case(
-        f"{GENERATE} --set generation.classes=[3,4]",
-        2,
+    "class that the teacher does not know": generated(
+        "generation.classes=[3,4]",
         r"generation\.classes: got \[3, 4\]; accepted: different classes from 0 to 3",
         conditional_teacher,
     ),
-    "class given twice": Case(
-        f"{GENERATE} --set generation.classes=[3,3]",
-        2,
+    "class given twice": generated(
+        "generation.classes=[3,3]",
         r"generation\.classes: got \[3, 3\]; accepted: different .*",
         conditional_teacher,
     ),
@@ -362,33 +352,24 @@ CASES = {
         TRAIN, 3, r"archive-zarr/manifest\.json: not JSON: .*", write("archive-zarr/manifest.json", "{")
     ),
     "another teacher's archive": Case(
-        TRAIN, 2, r"archive-zarr: made with another teacher .*", lambda: make_teacher(Path("teacher"), seed=1)
+        TRAIN, 2, r"archive-zarr: made with another teacher .*", another_teacher
     ),
     "evaluation with another teacher": Case(
-        EVALUATE,
-        2,
-        r"archive-zarr: made with another teacher .*",
-        lambda: make_teacher(Path("teacher"), seed=1),
+        EVALUATE, 2, r"archive-zarr: made with another teacher .*", another_teacher
     ),
     "generation with another teacher": Case(
-        GENERATE.replace("new", "archive-zarr"),
-        2,
-        r"archive-zarr: teacher\.sha256: this archive has .*",
-        lambda: make_teacher(Path("teacher"), seed=1),
+        REGENERATE, 2, r"archive-zarr: teacher\.sha256: this archive has .*", another_teacher
     ),
     "generation of other values": Case(
-        GENERATE.replace("new", "archive-zarr") + " --set generation.seed=1",
-        2,
-        r"archive-zarr: seed: this archive has 0, now 1",
+        REGENERATE + " --set generation.seed=1", 2, r"archive-zarr: seed: this archive has 0, now 1"
     ),
     "generation of fewer": Case(
-        GENERATE.replace("new", "archive-zarr") + " --set generation.count=10",
+        REGENERATE + " --set generation.count=10",
         2,
         r"archive-zarr: count: this archive has 20, now 10; it may only grow",
     ),
-    "all held out": Case(
-        f"{TRAIN} --set generation.count=40 --set training.validation=20",
-        2,
+    "all held out": trained(
+        "generation.count=40 --set training.validation=20",
         r"training\.validation: got 20; accepted: below the archive's 20",
     ),
     # Places
@@ -409,23 +390,20 @@ CASES = {
         write("vgg.pth", "vgg"),
     ),
     "other settings": Case(
-        TRAIN.replace("new", "training") + " --set training.learning_rate=0.5",
+        AGAIN + " --set training.learning_rate=0.5",
         2,
         r"training/checkpoints/step-00000012: of a training with other settings; choose another folder",
     ),
     "another network": Case(
-        TRAIN.replace("new", "training") + " --set koopman.hierarchy=none",
+        AGAIN + " --set koopman.hierarchy=none",
         2,
         r"training/checkpoints/step-00000012: of a training with other settings; choose another folder",
     ),
     "damaged checkpoints": Case(
-        TRAIN.replace("new", "training"),
-        3,
-        r"training/checkpoints: every checkpoint is damaged; .*",
-        lambda: flip(*checkpoint_files())(),
+        AGAIN, 3, r"training/checkpoints: every checkpoint is damaged; .*", flip_checkpoints
     ),
     "checkpoints that are gone": Case(
-        TRAIN.replace("new", "training"),
+        AGAIN,
         3,
         r"training/checkpoints: no checkpoint, though training/metrics\.csv says .*; put one back, or .*",
         lambda: shutil.rmtree("training/checkpoints"),
@@ -442,19 +420,16 @@ CASES = {
         r"training\.batch_size: got 5; accepted: a multiple of the 2 processes",
         variables=TWO,
     ),
-    "streaming in no blocks": Case(
-        f"{TRAIN} --set training.streaming=true",
-        2,
+    "streaming in no blocks": trained(
+        "training.streaming=true",
         r'training\.streaming: got true; accepted: false, or training\.order = "blocks"',
     ),
-    "streaming no tars": Case(
-        f"{TRAIN} --set training.streaming=true --set training.order=blocks",
-        2,
+    "streaming no tars": trained(
+        "training.streaming=true --set training.order=blocks",
         r'training\.streaming: got true; accepted: false, as archive-zarr is of the form "zarr", not .*',
     ),
-    "streaming past damage": Case(
-        f"{TRAIN} --set training.streaming=true --set training.order=blocks --set training.on_damage=skip",
-        2,
+    "streaming past damage": trained(
+        "training.streaming=true --set training.order=blocks --set training.on_damage=skip",
         r'training\.on_damage: got "skip"; accepted: "stop", as training\.streaming is on',
     ),
     "a URL of nothing": Case(
@@ -486,22 +461,13 @@ CASES = {
         EVALUATE.replace("training/checkpoints", "teacher"), 3, r"teacher: no checkpoint; accepted: .*"
     ),
     "evaluation of damaged checkpoints": Case(
-        EVALUATE,
-        3,
-        r"training/checkpoints: every checkpoint is damaged; .*",
-        lambda: flip(*checkpoint_files())(),
+        EVALUATE, 3, r"training/checkpoints: every checkpoint is damaged; .*", flip_checkpoints
     ),
-    "pictures of another size": Case(
-        f"{EVALUATE} --set evaluation.reference=pictures",
-        2,
-        r"evaluation\.reference: .*",
-        picture((16, 16), "L"),
+    "pictures of another size": evaluated(
+        "evaluation.reference=pictures", r"evaluation\.reference: .*", picture((16, 16), "L")
     ),
-    "pictures in colour": Case(
-        f"{EVALUATE} --set evaluation.reference=pictures",
-        2,
-        r"evaluation\.reference: .*",
-        picture((8, 8), "RGB"),
+    "pictures in colour": evaluated(
+        "evaluation.reference=pictures", r"evaluation\.reference: .*", picture((8, 8), "RGB")
     ),
     "no reference, said before anything is generated": Case(
         "run --run-dir new --preset digits --set evaluation.reference=mine.npz",
@@ -531,9 +497,8 @@ CASES = {
         r"c\.toml: cluster\.container: not words of a shell: No closing quotation",
         write("c.toml", '[cluster]\ncontainer = "a \'b"'),
     ),
-    "too few pictures": Case(
-        f"{EVALUATE} --set evaluation.reference=images.npz",
-        2,
+    "too few pictures": evaluated(
+        "evaluation.reference=images.npz",
         r"evaluation\.reference: .*",
         npz(images=np.zeros((1, 8, 8), np.uint8)),
     ),
@@ -603,12 +568,12 @@ def check_refused(ran: Ran, code: int, error: str) -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_one_line_and_a_code(
-    case: Case, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    case: Case, folder: Path, called: Called, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case.prepare()
     for name, value in case.variables.items():
         monkeypatch.setenv(name, value)
-    check_refused(called(capfd, *arguments(case.command)), case.code, case.error)
+    check_refused(called(*arguments(case.command)), case.code, case.error)
 
 
 @pytest.mark.parametrize("name", ["unknown key", "flipped bit", "damaged checkpoints"])
@@ -635,21 +600,19 @@ def test_the_same_from_a_process_of_its_own(name: str, folder: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_export(
-    damage: Callable[[], None], error: str, folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_export(damage: Callable[[], None], error: str, folder: Path, called: Called) -> None:
     load_model("training/checkpoints/step-00000012").save(Path("export"), {})
-    assert called(capfd, *shlex.split(f"{SAMPLE} export --count 2")).code == 0
+    assert called(*shlex.split(f"{SAMPLE} export --count 2")).code == 0
     damage()
-    check_refused(called(capfd, *shlex.split(f"{SAMPLE} export")), 3, error)
+    check_refused(called(*shlex.split(f"{SAMPLE} export")), 3, error)
 
 
-def test_one_damaged_checkpoint_is_passed_over(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_damaged_checkpoint_is_passed_over(folder: Path, called: Called) -> None:
     """And the training goes on from the one before to the same end."""
     last = Path("training/checkpoints/step-00000012")
     before = {path.name: path.read_bytes() for path in last.iterdir()}
     flip(str(last / "ema.safetensors"))()
-    ran = succeeded(called(capfd, *arguments(TRAIN.replace("new", "training"))))
+    ran = succeeded(called(*arguments(AGAIN)))
     assert f"checkpoint passed over: {last}/ema.safetensors: damaged" in ran.err
     assert {path.name: path.read_bytes() for path in last.iterdir()} == before
 
@@ -667,18 +630,15 @@ def memory_is_full(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("allocate", [gpu_is_full, memory_is_full])
 def test_out_of_memory(
-    allocate: Callable[..., None],
-    folder: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    allocate: Callable[..., None], folder: Path, called: Called, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HKD, "forward", allocate)
-    ran = called(capfd, *arguments(TRAIN))
+    ran = called(*arguments(TRAIN))
     check_refused(ran, 1, r"training: out of memory \(.*allocate.*\); take a smaller batch_size")
 
 
-def test_more_samples_than_memory(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    ran = called(capfd, *shlex.split(f"{SAMPLE} training/checkpoints/step-00000012 --count {10**13}"))
+def test_more_samples_than_memory(folder: Path, called: Called) -> None:
+    ran = called(*shlex.split(f"{SAMPLE} training/checkpoints/step-00000012 --count {10**13}"))
     check_refused(ran, 1, r"sample: out of memory \(.*\); .*")
 
 
@@ -714,19 +674,15 @@ def small_disk(folder: Path) -> Iterator[Callable[..., SmallDisk]]:
     ],
 )
 def test_a_full_disk(
-    command: str,
-    size: str,
-    result: str,
-    small_disk: Callable[..., SmallDisk],
-    capfd: pytest.CaptureFixture[str],
+    command: str, size: str, result: str, small_disk: Callable[..., SmallDisk], called: Called
 ) -> None:
     """One line; with more space the same command goes on, to the same result."""
     disk = small_disk(f"size={size}")
-    ran = called(capfd, *arguments(command.replace("new", "small/new")))
+    ran = called(*arguments(command.replace("new", "small/new")))
     check_refused(ran, 1, r"small/new.*: disk full \(No space left on device\); free some space and .*")
     disk.mount("remount", "size=64m")
-    succeeded(called(capfd, *arguments(command.replace("new", "small/new"))))
-    succeeded(called(capfd, *arguments(command)))
+    succeeded(called(*arguments(command.replace("new", "small/new"))))
+    succeeded(called(*arguments(command)))
     expected, found = (
         {
             str(path.relative_to(folder)): path.read_bytes()
@@ -740,7 +696,7 @@ def test_a_full_disk(
 
 
 def test_a_disk_that_two_workers_fill(
-    folder: Path, small_disk: Callable[..., SmallDisk], capfd: pytest.CaptureFixture[str]
+    folder: Path, small_disk: Callable[..., SmallDisk], called: Called
 ) -> None:
     """Who finds it full says so; with more space the archive is the one that had it from the beginning."""
     disk = small_disk("size=36k")
@@ -760,8 +716,8 @@ def test_a_disk_that_two_workers_fill(
             check_refused(ran, 1, full)
     assert not list(Path("small").rglob("*.tmp"))
     disk.mount("remount", "size=64m")
-    succeeded(called(capfd, *command))
-    succeeded(called(capfd, *[word.replace("small/", "") for word in command]))
+    succeeded(called(*command))
+    succeeded(called(*[word.replace("small/", "") for word in command]))
     found, expected = (
         {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
         for out in (Path("small/new"), Path("new"))
@@ -769,7 +725,7 @@ def test_a_disk_that_two_workers_fill(
     assert found == expected
 
 
-def test_a_read_only_disk(small_disk: Callable[..., SmallDisk], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_read_only_disk(small_disk: Callable[..., SmallDisk], called: Called) -> None:
     small_disk("ro")
-    ran = called(capfd, *arguments(GENERATE.replace("new", "small/new")))
+    ran = called(*arguments(GENERATE.replace("new", "small/new")))
     check_refused(ran, 2, r"small/new: Read-only file system")

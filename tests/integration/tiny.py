@@ -25,14 +25,7 @@ from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import save_teacher
 
-ARCHITECTURE = Architecture(
-    img_resolution=8,
-    img_channels=1,
-    model_channels=16,
-    channel_mult=(1, 2),
-    num_blocks=1,
-    attn_resolutions=(4,),
-)
+ARCHITECTURE = Architecture(8, 1, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,))
 # Three shards, the last one partial; batches that do not divide it.
 GENERATION = GenerationSettings(count=20, steps=3, shard_size=8, batch_size=3)
 TRAINING = TrainingSettings(
@@ -106,16 +99,8 @@ def train_tiny(inputs: Inputs, out: Path, form: str = "zarr", training: Training
 def evaluate_tiny(
     inputs: Inputs, out: Path, settings: EvaluationSettings = EVALUATION, world: World | None = None
 ) -> Summary:
-    return evaluate(
-        str(inputs.teacher),
-        inputs.archive(),
-        inputs.training / "checkpoints",
-        out,
-        out / "export",
-        settings,
-        world=world or World(),
-        **WORK,
-    )
+    given = str(inputs.teacher), inputs.archive(), inputs.training / "checkpoints"
+    return evaluate(*given, out, out / "export", settings, world=world or World(), **WORK)
 
 
 def train_teacher_tiny(inputs: Inputs, out: Path) -> None:

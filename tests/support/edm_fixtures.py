@@ -29,9 +29,7 @@ SNAPSHOTS = {
     if file.with_suffix(".npz").is_file()
 }
 
-SMALL = Architecture(
-    img_resolution=16, img_channels=3, label_dim=4, model_channels=64, channel_mult=(1, 2), num_blocks=1
-)
+SMALL = Architecture(16, 3, label_dim=4, model_channels=64, channel_mult=(1, 2), num_blocks=1)
 FAMILIES = {
     "ddpmpp": dataclasses.replace(SMALL, model_channels=16),
     "ncsnpp": dataclasses.replace(

@@ -63,11 +63,7 @@ def test_bars_keep_brackets_and_values() -> None:
     ],
 )
 def test_who_speaks(
-    rank: str,
-    quiet: bool,
-    heard: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    rank: str, quiet: bool, heard: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is damaged is said even if nothing else is, but once."""
     monkeypatch.setenv("RANK", rank)

@@ -26,14 +26,7 @@ def fixtures() -> Path:
 @pytest.fixture
 def arch() -> Architecture:
     """Two levels, 8 and 4 pixels, attention at the lower one."""
-    return Architecture(
-        img_resolution=8,
-        img_channels=1,
-        model_channels=16,
-        channel_mult=(1, 2),
-        num_blocks=1,
-        attn_resolutions=(4,),
-    )
+    return Architecture(8, 1, model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,))
 
 
 @pytest.fixture

@@ -248,9 +248,7 @@ def test_damaged_labels_are_found_on_first_use(tmp_path: Path, labels_file: Path
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
-def test_one_flipped_bit_is_found_on_first_use(
-    tmp_path: Path, plan: Plan, write: Write, place: float
-) -> None:
+def test_a_flipped_bit_is_found_on_first_use(tmp_path: Path, plan: Plan, write: Write, place: float) -> None:
     data = write(tmp_path, plan)
     opened = reader.open_archive(tmp_path)
     path = tmp_path / opened.shards[1].file
@@ -275,9 +273,7 @@ def test_damage_after_opening(tmp_path: Path, plan: Plan, write: Write) -> None:
         opened.read([0], [0])
 
 
-def test_short_reads_are_continued(
-    tmp_path: Path, plan: Plan, write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_reads_go_on(tmp_path: Path, plan: Plan, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write(tmp_path, plan)
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:17]], offset))
@@ -512,9 +508,7 @@ def test_a_shard_that_was_taken_over_is_not_recorded(tmp_path: Path, plan: Plan,
     assert contents.missing_shards(tmp_path, plan) == [0, 1, 2]
 
 
-def test_who_was_taken_over_leaves_a_finished_archive_as_it_is(
-    tmp_path: Path, plan: Plan, values: Values
-) -> None:
+def test_who_was_taken_over_spares_a_finished_archive(tmp_path: Path, plan: Plan, values: Values) -> None:
     data = values(plan)
     writer.begin(tmp_path, plan)
     for k in range(plan.shards):

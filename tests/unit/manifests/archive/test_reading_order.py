@@ -55,9 +55,7 @@ def test_a_block_of_a_large_archive_costs_no_permutation_of_all() -> None:
 
 @ORDERS
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-def test_processes_together_read_the_global_sequence_from_any_batch_on(
-    world_size: int, blocks: Blocks | None
-) -> None:
+def test_processes_read_the_global_sequence_from_any_batch_on(world_size: int, blocks: Blocks | None) -> None:
     batches = 12
     sequence = training_indices(SEED, 0, batches * BATCH, FIRST, COUNT, blocks)
     for resumed_at in range(batches):

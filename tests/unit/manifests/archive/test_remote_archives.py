@@ -130,9 +130,7 @@ def test_file_urls_and_a_cache_smaller_than_the_archive(
     assert len(kept) <= 2 * len(opened.shards[0].files)
 
 
-def test_objects_that_are_damaged_cut_off_or_missing(
-    tmp_path: Path, plan: Plan, write: Write, server: Server
-) -> None:
+def test_objects_damaged_cut_off_or_missing(tmp_path: Path, plan: Plan, write: Write, server: Server) -> None:
     data = write(tmp_path / "local", plan)
     server.upload(tmp_path / "local")
     opened = open_archive(URL)
@@ -156,9 +154,7 @@ def test_objects_that_are_damaged_cut_off_or_missing(
     assert opened.shard_bytes(1) == content
 
 
-def test_manifests_that_are_damaged_or_missing(
-    tmp_path: Path, plan: Plan, write: Write, server: Server
-) -> None:
+def test_damaged_and_missing_manifests(tmp_path: Path, plan: Plan, write: Write, server: Server) -> None:
     write(tmp_path / "local", plan)
     for content, message in {
         b"{": f"{URL}/manifest.json: not JSON",

@@ -176,9 +176,7 @@ def test_big_endian_states_are_stored_little_endian(plan: Plan, values: Any) -> 
     assert bytes(pack(plan, trajectory.astype(">f2"))) == trajectory.tobytes()
 
 
-def test_reading_needs_neither_torch_nor_the_forms_libraries(
-    tmp_path: Path, plan: Plan, write: Write
-) -> None:
+def test_reading_needs_no_torch_nor_the_forms_libraries(tmp_path: Path, plan: Plan, write: Write) -> None:
     write(tmp_path, plan)
     script = """
 import sys

@@ -159,16 +159,8 @@ def test_another_payload_is_refused(plan: Plan) -> None:
     payload = bytes(pack(compressed, numbers))
     longer = bytes(pack(compressed, np.concatenate([numbers, numbers])))
     shorter = bytes(pack(compressed, numbers[1:]))
-    wrong = [
-        b"",
-        payload[:8],
-        payload[:16],
-        payload[:-1],
-        payload + b"x",
-        longer,
-        shorter,
-        bytes(len(payload)),
-    ]
+    wrong = [payload + b"x", longer, shorter, bytes(len(payload))]
+    wrong += [payload[:size] for size in (0, 8, 16, -1)]
     for other in wrong:
         with pytest.raises(ValueError, match=f"not 240 bytes compressed to {len(other)}"):
             unpack(compressed, other)
@@ -192,7 +184,7 @@ def forge(root: Path, change: Callable[[bytearray], None]) -> None:
 
 
 @pytest.mark.parametrize("value", [0x00, 0x20, 0x7F, 0xFF])
-def test_files_that_lie_about_their_places_are_damaged(
+def test_files_that_lie_about_places_are_damaged(
     tmp_path: Path, plan: Plan, write: Write, value: int
 ) -> None:
     """An index, or a header's length, of a shard whose SHA-256 is right: not a crash, and not a huge read."""

@@ -60,9 +60,7 @@ def test_the_data_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_failed_write_leaves_the_old_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     atomic_files.write_atomic(tmp_path / "a", b"old")
     monkeypatch.setattr(os, call, disk_full)
     with pytest.raises(OSError, match="No space left"):
@@ -218,9 +216,7 @@ def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     atomic_files.remove_temporaries(tmp_path / "absent")
 
 
-def test_a_killed_removal_leaves_a_whole_folder_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_removal_leaves_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A removal that dies at its rename, and one that dies at its first deletion."""
 
     def die(*_: Any, **__: Any) -> None:

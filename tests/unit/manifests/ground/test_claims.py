@@ -62,9 +62,7 @@ def test_a_shard_has_one_owner_until_it_is_given_back(tmp_path: Path) -> None:
     assert list((tmp_path / "claims").iterdir()) == []
 
 
-def test_a_claim_that_is_there_though_it_was_refused_is_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_claim_there_though_refused_is_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS repeats a request of which it did not see the answer, and answers that the link is there."""
     link = Path.hardlink_to
 

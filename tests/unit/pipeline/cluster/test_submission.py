@@ -103,9 +103,7 @@ def test_after_another_job(slurm: Slurm, hkdpipe: Hkdpipe) -> None:
     ]
 
 
-def test_what_is_in_the_queue_is_not_submitted_again(
-    slurm: Slurm, complete: set[str], hkdpipe: Hkdpipe
-) -> None:
+def test_what_is_queued_is_not_submitted_again(slurm: Slurm, complete: set[str], hkdpipe: Hkdpipe) -> None:
     hkdpipe(*SUBMIT, "--preset", "digits")
     assert len(slurm.submitted) == 3
     slurm.queue("1|RUNNING|None|n1", "1|PENDING|Resources|", "2|PENDING|Dependency|", "3|PENDING|Dependency|")

@@ -112,9 +112,12 @@ def test_toml_values(text: str, value: Any) -> None:
         ("training.budget=0", "training.budget: got 0; accepted: an integer, at least 1"),
         ("training.budget=1.5", "training.budget: got 1.5; accepted: an integer, at least 1"),
         ("training.budget=many", 'training.budget: got "many"; accepted: an integer, at least 1'),
-        (
-            "training.budget=" + "1" * 5000,
-            f'training.budget: got "{"1" * 5000}"; accepted: an integer, at least 1',
+        *(
+            (
+                f"training.budget={digit * 5000}",
+                f'training.budget: got "{digit * 5000}"; accepted: an integer, at least 1',
+            )
+            for digit in "1["
         ),
         (
             "generation.sigma_max=1" + "0" * 400,
@@ -123,10 +126,6 @@ def test_toml_values(text: str, value: Any) -> None:
         (
             "generation.steps=10000000000",
             "generation.steps: got 10000000000; accepted: an integer, at least 2, at most 100000",
-        ),
-        (
-            "training.budget=" + "[" * 5000,
-            f'training.budget: got "{"[" * 5000}"; accepted: an integer, at least 1',
         ),
         ("evaluation.bootstrap=1", "evaluation.bootstrap: got 1; accepted: 0, or at least 2"),
         ("training.adam_betas=[0.9]", "training.adam_betas: got [0.9]; accepted: two numbers below 1"),

@@ -25,9 +25,7 @@ from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.koopman_skill import koopman_skill
 
 SIGMAS = [80.0, 3.0, 0.4, 0.002, 0.0]
-ARCHITECTURE = Architecture(
-    img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=()
-)
+ARCHITECTURE = Architecture(8, 1, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=())
 CPU = torch.device("cpu")
 
 
@@ -46,18 +44,8 @@ def context(student: Any, stored: Any, **settings: Any) -> Context:
         plan=SimpleNamespace(labels=lambda rows: None, label_dim=0, sampler={"solver": "heun"}),
     )
     teacher: Any = SimpleNamespace(sha256="")
-    return Context(
-        teacher,
-        student,
-        archive,
-        len(stored),
-        EvaluationSettings(**settings),
-        Path(),
-        CPU,
-        Silent(),
-        lambda: False,
-        lambda: None,
-    )
+    given = len(stored), EvaluationSettings(**settings), Path(), CPU, Silent()
+    return Context(teacher, student, archive, *given, lambda: False, lambda: None)
 
 
 class Off:

@@ -33,14 +33,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     found = {}
     for label_dim in (0, CLASSES):
         torch.manual_seed(0)
-        arch = Architecture(
-            img_resolution=4,
-            img_channels=1,
-            label_dim=label_dim,
-            model_channels=8,
-            channel_mult=(1,),
-            num_blocks=1,
-        )
+        arch = Architecture(4, 1, label_dim=label_dim, model_channels=8, channel_mult=(1,), num_blocks=1)
         found[label_dim] = tmp_path_factory.mktemp("teacher") / "teacher"
         save_teacher(found[label_dim], PreconditionedUNet(arch), {}, torch.float32)
     return found

@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_refused(
     assert not heard.lines
 
 
-def test_only_missing_shards_count(
+def test_missing_shards_count(
     plan: Plan, heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave(monkeypatch, 7 * 5 * 8)

@@ -28,9 +28,7 @@ SETTINGS = GenerationSettings(count=11, shard_size=4, batch_size=3, steps=3, for
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "teacher"
-    arch = Architecture(
-        img_resolution=4, img_channels=1, label_dim=3, model_channels=8, channel_mult=(1, 1), num_blocks=1
-    )
+    arch = Architecture(4, 1, label_dim=3, model_channels=8, channel_mult=(1, 1), num_blocks=1)
     torch.manual_seed(0)
     save_teacher(folder, PreconditionedUNet(arch), {}, torch.float32)
     return folder
@@ -183,11 +181,7 @@ def shift(states: np.ndarray[Any, Any]) -> None:
 )
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_deep_compares_with_noise_and_teacher(
-    made: Path,
-    change: Callable[[np.ndarray[Any, Any]], None],
-    message: str,
-    elsewhere: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    made: Path, change: Any, message: str, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the shard was made on another kind of machine, so that bytes cannot be compared."""
     before = content(made)

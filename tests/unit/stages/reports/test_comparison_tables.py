@@ -3,32 +3,13 @@ import pytest
 
 from hkdpipe.stages.reports.comparison_tables import Line, columns, flat, markdown
 
-SEEDS = [
-    {
-        "fd_digits": 30.0,
-        "mse_start": 0.04,
-        "skill_8": 0.1,
-        "skill_4": 0.5,
-        "trajectories": 1000,
-        "seconds": 9.0,
-    },
-    {
-        "fd_digits": 33.0,
-        "mse_start": 0.05,
-        "skill_8": 0.3,
-        "skill_4": 0.6,
-        "trajectories": 1000,
-        "seconds": 8.0,
-    },
-    {
-        "fd_digits": 31.5,
-        "mse_start": 0.06,
-        "skill_8": 0.2,
-        "skill_4": 0.1,
-        "trajectories": 1000,
-        "seconds": 7.0,
-    },
-]
+KEYS = ("fd_digits", "mse_start", "skill_8", "skill_4", "trajectories", "seconds")
+NUMBERS = (
+    (30.0, 0.04, 0.1, 0.5, 1000, 9.0),
+    (33.0, 0.05, 0.3, 0.6, 1000, 8.0),
+    (31.5, 0.06, 0.2, 0.1, 1000, 7.0),
+)
+SEEDS = [dict(zip(KEYS, numbers, strict=True)) for numbers in NUMBERS]
 HKD, KD = Line("HKD", "trajectories", SEEDS), Line("KD", "trajectories", [{"fd_digits": 40.0}])
 
 

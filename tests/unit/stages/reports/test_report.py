@@ -50,6 +50,16 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.text))
 
 
+def matched(
+    state: int, sigma: float, mse: float, psnr: float, deviation: float, **skill: float
+) -> dict[str, Any]:
+    return {"state": state, "sigma": sigma, "mse": mse, "psnr": psnr, "deviation": deviation, **skill}
+
+
+def timed(name: str, nfe: int, ms: float, images: float) -> dict[str, Any]:
+    return {"name": name, "nfe": nfe, "ms_per_image_batch_1": ms, "images_per_second_batch_1": images}
+
+
 @pytest.fixture
 def metrics() -> dict[str, Any]:
     """As evaluate has them."""
@@ -73,36 +83,12 @@ def metrics() -> dict[str, Any]:
         ],
         "per_class": [],
         "match": [
-            {
-                "state": 0,
-                "sigma": 80.0,
-                "mse": 0.04,
-                "psnr": 22.9,
-                "deviation": 0.0,
-                "skill_8": 0.1,
-                "skill_4": 0.7,
-            },
-            {
-                "state": 1,
-                "sigma": 1.0,
-                "mse": 0.03,
-                "psnr": 23.9,
-                "deviation": 0.01,
-                "skill_8": 0.2,
-                "skill_4": 0.6,
-            },
-            {"state": 2, "sigma": 0.002, "mse": 0.02, "psnr": 24.9, "deviation": 0.02},
+            matched(0, 80.0, 0.04, 22.9, 0.0, skill_8=0.1, skill_4=0.7),
+            matched(1, 1.0, 0.03, 23.9, 0.01, skill_8=0.2, skill_4=0.6),
+            matched(2, 0.002, 0.02, 24.9, 0.02),
         ],
         "consistency": {"variance": 0.0125},
-        "speed": [
-            {"name": "student", "nfe": 1, "ms_per_image_batch_1": 5.07, "images_per_second_batch_1": 197.0},
-            {
-                "name": "teacher",
-                "nfe": 35,
-                "ms_per_image_batch_1": 1790.0,
-                "images_per_second_batch_1": 0.559,
-            },
-        ],
+        "speed": [timed("student", 1, 5.07, 197.0), timed("teacher", 35, 1790.0, 0.559)],
         "published": [],
         "compared": {"detector": {"name": "inception", "sha256": "ef" * 32}},
         "device": "cpu",
@@ -252,9 +238,7 @@ def test_without_a_distance_the_rest_is_shown(folder: Path, metrics: dict[str, A
 @pytest.mark.parametrize(
     "name", ["../secret.png", "/etc/secret.png", "secret.csv", "secret", "missing.png", 3]
 )
-def test_an_analysis_that_names_other_files_is_refused(
-    folder: Path, metrics: dict[str, Any], name: Any
-) -> None:
+def test_an_analysis_naming_other_files_is_refused(folder: Path, metrics: dict[str, Any], name: Any) -> None:
     save_png(folder / "secret.png", Image.new("RGB", (5, 5)))
     analysed(folder, pictures=[{"file": name, "alt": "x"}])
     with pytest.raises(InputError, match=r"analysis\.json: not what an analysis writes"):

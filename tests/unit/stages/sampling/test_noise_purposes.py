@@ -188,12 +188,7 @@ def test_evaluation_and_sampling_draw_labels_that_are_not_those_of_the_archive(
     ],
 )
 def test_classes_that_a_model_does_not_know(
-    text: str,
-    label_dim: int,
-    asked: int | None,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    text: str, label_dim: int, asked: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(HkdpipeError) as raised:

@@ -9,14 +9,7 @@ import pytest
 from hkdpipe.manifests.plan.plan import Plan
 from hkdpipe.stages.settings.evaluation_settings import EvaluationSettings
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
-from hkdpipe.stages.shared.stage_state import (
-    StageState,
-    evaluation_identity,
-    evaluation_state,
-    generation_state,
-    newest_state,
-    training_state,
-)
+from hkdpipe.stages.shared import stage_state
 from hkdpipe.trainer.settings.training_settings import TrainingSettings
 
 WriteShards = Callable[[Path, Plan, int], None]
@@ -48,7 +41,7 @@ def test_generation_state(
     tmp_path: Path, plan: Plan, write_shards: WriteShards, shards: int, wanted: int, state: str, done: int
 ) -> None:
     write_shards(tmp_path, plan, shards)
-    found = generation_state(tmp_path, GenerationSettings(count=wanted))
+    found = stage_state.generation_state(tmp_path, GenerationSettings(count=wanted))
     assert (found.state, found.done, found.total) == (state, done, wanted)
     assert found.detail.startswith(f"{shards} of 3 shards, ")
 
@@ -56,13 +49,13 @@ def test_generation_state(
 def test_stages_that_have_not_begun(tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     assert [
-        generation_state(nothing, GenerationSettings(count=5)),
-        training_state(nothing, TrainingSettings(budget=7)),
-        evaluation_state(nothing, nothing, nothing, SETTINGS),
+        stage_state.generation_state(nothing, GenerationSettings(count=5)),
+        stage_state.training_state(nothing, TrainingSettings(budget=7)),
+        stage_state.evaluation_state(nothing, nothing, nothing, SETTINGS),
     ] == [
-        StageState("generation", "absent", 0, 5, "trajectories", ""),
-        StageState("training", "absent", 0, 7, "trajectories", ""),
-        StageState("evaluation", "absent", 0, 3, "metrics", ""),
+        stage_state.StageState("generation", "absent", 0, 5, "trajectories", ""),
+        stage_state.StageState("training", "absent", 0, 7, "trajectories", ""),
+        stage_state.StageState("evaluation", "absent", 0, 3, "metrics", ""),
     ]
 
 
@@ -72,8 +65,8 @@ def test_stages_that_have_not_begun(tmp_path: Path) -> None:
 def test_training_state(tmp_path: Path, seen: int, state: str) -> None:
     checkpoint(tmp_path, 3, {"seen": 1})
     checkpoint(tmp_path, 12, {"seen": seen})
-    found = training_state(tmp_path, TrainingSettings(budget=100))
-    assert found == StageState("training", state, seen, 100, "trajectories", "step-00000012")  # type: ignore[arg-type]
+    found = stage_state.training_state(tmp_path, TrainingSettings(budget=100))
+    assert found == stage_state.StageState("training", state, seen, 100, "trajectories", "step-00000012")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damaged", ["", "[1]", '{"seen": "many"}', "{"])
@@ -81,7 +74,7 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, damaged: str) -> No
     good = checkpoint(tmp_path, 2, {"seen": 10})
     checkpoint(tmp_path, 3, damaged)
     (tmp_path / "checkpoints/step-00000004").mkdir()
-    assert newest_state(tmp_path / "checkpoints") == (good, {"seen": 10})
+    assert stage_state.newest_state(tmp_path / "checkpoints") == (good, {"seen": 10})
 
 
 @pytest.fixture
@@ -90,13 +83,13 @@ def evaluated(tmp_path: Path) -> Path:
     state = {"seen": 10, "sha256": {"weights.safetensors": "a"}, "identity": "b"}
     checkpoint(tmp_path, 2, state)
     write(tmp_path / "rows/student-1.json", {})
-    write(tmp_path / "metrics.json", {"identity": evaluation_identity(SETTINGS, state)})
+    write(tmp_path / "metrics.json", {"identity": stage_state.evaluation_identity(SETTINGS, state)})
     write(tmp_path / "export/config.json", {})
     return tmp_path
 
 
 def state_of(root: Path, settings: EvaluationSettings = SETTINGS) -> tuple[str, int, str]:
-    found = evaluation_state(root, root / "export", root, settings)
+    found = stage_state.evaluation_state(root, root / "export", root, settings)
     return found.state, found.done, found.detail
 
 

@@ -19,14 +19,7 @@ from hkdpipe.stages.generation.generate import generate
 from hkdpipe.stages.settings.generation_settings import GenerationSettings
 from hkdpipe.stages.shared.reporting import Silent
 from hkdpipe.stages.training.train import new_student, started_from, train, training_identity
-from hkdpipe.trainer.loop.checkpoint import (
-    FILES,
-    TrainingState,
-    checkpoints,
-    read_state,
-    save_checkpoint,
-    snapshot,
-)
+from hkdpipe.trainer.loop import checkpoint
 from hkdpipe.trainer.loop.training_loop import fit, new_state
 from hkdpipe.trainer.loop.world import World
 from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions, KoopmanSettings
@@ -38,9 +31,7 @@ from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.teachers.teacher import Teacher, save_teacher
 
 CPU = torch.device("cpu")
-ARCHITECTURE = Architecture(
-    img_resolution=4, img_channels=1, model_channels=8, channel_mult=(1,), num_blocks=1
-)
+ARCHITECTURE = Architecture(4, 1, model_channels=8, channel_mult=(1,), num_blocks=1)
 LEARNING_RATE, DECAY = 0.01, 0.3
 
 
@@ -115,13 +106,13 @@ def test_a_student_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     plan = SimpleNamespace(schedule=schedule, identity_values=dict)
     archive = cast(Archive, SimpleNamespace(plan=plan))
 
-    def begin(training: TrainingSettings) -> TrainingState[Student]:
+    def begin(training: TrainingSettings) -> checkpoint.TrainingState[Student]:
         return new_student(teacher, archive, training, HkdOptions(), CPU)
 
     def save(name: str, model: Student) -> str:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        state = snapshot(new_state(model, optimizer, [0.9]))
-        return str(save_checkpoint(tmp_path / name, state, {"model": model.config()}, 1))
+        state = checkpoint.snapshot(new_state(model, optimizer, [0.9]))
+        return str(checkpoint.save_checkpoint(tmp_path / name, state, {"model": model.config()}, 1))
 
     first = begin(TrainingSettings()).model
     for value in first.parameters():
@@ -159,8 +150,8 @@ def test_what_a_training_began_with_is_not_needed_again(tmp_path: Path) -> None:
 
     def save(folder: Path, model: nn.Module, step: int = 0, **about: Any) -> Path:
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        taken = replace(snapshot(new_state(model, optimizer, [0.9])), step=step)
-        return save_checkpoint(folder, taken, {**about, "model": {}}, 2)
+        taken = replace(checkpoint.snapshot(new_state(model, optimizer, [0.9])), step=step)
+        return checkpoint.save_checkpoint(folder, taken, {**about, "model": {}}, 2)
 
     source, elsewhere = (save(tmp_path / name, net) for name, net in (("a", model), ("b", other)))
     training, moved = (TrainingSettings(init_from=str(place)) for place in (source, tmp_path / "gone"))
@@ -206,7 +197,7 @@ def sit(tmp_path: Path) -> Callable[..., Path]:
                 reporter=Silent(),
                 stop=lambda: next(asked) >= steps,
             )
-        return checkpoints(tmp_path / name / "checkpoints")[-1]
+        return checkpoint.checkpoints(tmp_path / name / "checkpoints")[-1]
 
     return run
 
@@ -217,15 +208,15 @@ def test_a_training_starts_from_another_model_and_then_goes_on_without_it(
     """From its last weights, not from their average, as its checkpoints tell."""
     source = sit("source")
     begin = {"init_from": str(source)}
-    undisturbed = read_state(sit("undisturbed", **begin))
-    last, average = (sha256_file(source / name) for name in FILES[:2])
+    undisturbed = checkpoint.read_state(sit("undisturbed", **begin))
+    last, average = (sha256_file(source / name) for name in checkpoint.FILES[:2])
     assert last != average
-    begun = read_state(sit("disturbed", 0, **begin))
-    assert [begun["sha256"][name] for name in FILES[:2]] == [last, last]
+    begun = checkpoint.read_state(sit("disturbed", 0, **begin))
+    assert [begun["sha256"][name] for name in checkpoint.FILES[:2]] == [last, last]
     assert begun["init_from"] == undisturbed["init_from"] == last
     assert sit("disturbed", 1, **begin).name == "step-00000001"
     shutil.rmtree(tmp_path / "source")
-    assert read_state(sit("disturbed", **begin)) == undisturbed
+    assert checkpoint.read_state(sit("disturbed", **begin)) == undisturbed
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])

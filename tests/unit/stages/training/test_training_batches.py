@@ -22,7 +22,7 @@ from hkdpipe.trainer.teachers.teacher import Teacher
 
 WriteShards = Callable[[Path, Plan, int], None]
 TRAINING = TrainingSettings(validation=3, seed=2)
-ARCH = Architecture(img_resolution=2, img_channels=1, model_channels=4, channel_mult=(1,), num_blocks=1)
+ARCH = Architecture(2, 1, model_channels=4, channel_mult=(1,), num_blocks=1)
 
 
 def student(times: int = 1) -> HKD:

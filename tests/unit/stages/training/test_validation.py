@@ -9,9 +9,7 @@ from hkdpipe.trainer.methods.hkd.koopman_operator import KoopmanOperator
 from hkdpipe.trainer.methods.kd.kd import KD
 from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 
-ARCHITECTURE = Architecture(
-    img_resolution=8, img_channels=1, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=()
-)
+ARCHITECTURE = Architecture(8, 1, model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=())
 
 
 @pytest.fixture

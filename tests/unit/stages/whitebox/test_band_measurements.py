@@ -1,29 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from working_student import working_student
 
 from hkdpipe.stages.whitebox import band_measurements
 from hkdpipe.stages.whitebox.band_measurements import band_effect, cumulative_shares, generated, low_share
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
-from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import BANDS, THIRDS, Band
-
-ARCHITECTURE = Architecture(
-    img_resolution=8, img_channels=1, label_dim=3, model_channels=16, channel_mult=(1, 2), num_blocks=1
-)
 
 
 @pytest.fixture
 def model() -> HKD:
-    torch.manual_seed(0)
-    network = PreconditionedUNet(ARCHITECTURE).requires_grad_(False)
-    for parameter in network.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    student = HKD.from_teacher(network, HkdOptions()).requires_grad_(False)
-    for parameter in student.koopman.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return student
+    return working_student(3)
 
 
 NOISE = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32))

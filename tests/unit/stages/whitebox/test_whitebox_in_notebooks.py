@@ -3,29 +3,17 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+from working_student import working_student
 
 from hkdpipe.stages.settings.completion_settings import CompletionSettings
 from hkdpipe.stages.whitebox.notebook import edit, inpaint, mask_bands, spectrum
 from hkdpipe.trainer.methods.hkd.hkd import HKD
-from hkdpipe.trainer.methods.hkd.hkd_settings import HkdOptions
-from hkdpipe.trainer.teachers.edm import Architecture, PreconditionedUNet
 from hkdpipe.trainer.whitebox.bands import BANDS, Band
-
-ARCHITECTURE = Architecture(
-    img_resolution=8, img_channels=1, model_channels=16, channel_mult=(1, 2), num_blocks=1
-)
 
 
 @pytest.fixture
 def model() -> HKD:
-    torch.manual_seed(0)
-    network = PreconditionedUNet(ARCHITECTURE).requires_grad_(False)
-    for parameter in network.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    student = HKD.from_teacher(network, HkdOptions()).requires_grad_(False)
-    for parameter in student.koopman.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return student
+    return working_student()
 
 
 def test_spectrum_has_the_pairs_of_each_level(model: HKD, tmp_path: Path) -> None:

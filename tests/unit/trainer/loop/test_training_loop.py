@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import fit_together
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,6 @@ from hkdpipe.trainer.loop.hooks import AverageWeights, ClipGradient, average_dec
 from hkdpipe.trainer.loop.loss_scale import LossScale
 from hkdpipe.trainer.loop.training_loop import (
     Callbacks,
-    LoopSettings,
     Loss,
     fit,
     learning_rate_factor,
@@ -54,15 +54,8 @@ from hkdpipe.trainer.settings.training_settings import TrainingSettings
 from hkdpipe.trainer.teachers.edm.layers import Conv2d
 
 State = TrainingState[nn.Module]
-SETTINGS = LoopSettings(
-    budget=36,
-    batch_size=4,
-    schedule="cosine",
-    hooks=(ClipGradient(0.5), AverageWeights()),
-    checkpoint_every=12,
-    keep_checkpoints=2,
-    workers=1,
-)
+Relative = Callable[[Tensor, Tensor], float]
+SETTINGS = dataclasses.replace(fit_together.SETTINGS, budget=36, batch_size=4, keep_checkpoints=2)
 UNCLIPPED = (AverageWeights(),)
 CPU = torch.device("cpu")
 
@@ -153,7 +146,7 @@ def uninterrupted(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 100])
-def test_resuming_after_every_stop_changes_no_bit(
+def test_resuming_after_stops_changes_no_bit(
     tmp_path: Path, uninterrupted: dict[str, Any], steps: int
 ) -> None:
     """Stopped again and again after so many steps, each time continued by a new process's state."""
@@ -407,9 +400,7 @@ def test_skipped_steps_are_counted_over_interruptions(tmp_path: Path) -> None:
     assert state.skipped.tolist() == [3, 0]
 
 
-def test_too_many_skipped_steps_in_a_row_end_the_training_and_name_the_last_checkpoint(
-    tmp_path: Path,
-) -> None:
+def test_too_many_skipped_steps_in_a_row_end_the_training_naming_a_checkpoint(tmp_path: Path) -> None:
     message = f"not finite in the last 5 steps, up to 36 samples; .* is {tmp_path / 'step-00000006'}$"
     with pytest.raises(HkdpipeError, match=message) as raised:
         run(tmp_path, start_plain(), read=spoilt(*range(4, 9)), max_skipped=5)
@@ -622,11 +613,7 @@ def test_loss_scale_follows_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(("learns_from", "latent_weight"), [("all", 0.0), ("latent", 0.1)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_of_the_networks_alone(
-    student: HKD,
-    relative: Callable[[Tensor, Tensor], float],
-    dtype: torch.dtype,
-    learns_from: str,
-    latent_weight: float,
+    student: HKD, relative: Relative, dtype: torch.dtype, learns_from: str, latent_weight: float
 ) -> None:
     """One step of HKD: its terms and gradients stay in float32, within some roundings of those computed so.
 

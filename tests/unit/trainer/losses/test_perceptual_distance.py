@@ -45,7 +45,7 @@ def backbone_weights(name: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))
-def test_lpips_is_that_of_the_lpips_package_with_the_same_trunk(
+def test_lpips_is_that_of_the_package_with_the_same_trunk(
     tmp_path: Path, name: str, relative: Relative
 ) -> None:
     weights = backbone_weights(name)

@@ -203,7 +203,7 @@ def test_parameter_groups_cover_every_parameter_once(network: PreconditionedUNet
 
 def draw(count: int, sigmas: Any = SIGMAS, start: int = 0, seed: int = 0, **hkd: Any) -> Any:
     """Without that of the last state, to whose observables the others shall lead."""
-    arch = Architecture(img_resolution=4, img_channels=1, model_channels=4, channel_mult=(1,), num_blocks=1)
+    arch = Architecture(4, 1, model_channels=4, channel_mult=(1,), num_blocks=1)
     student = HKD(arch, HkdOptions(HkdSettings(latent_weight=0.0, **hkd)), 0.002, 80.0, 7.0)
     return student.draw_states(seed, np.arange(start, start + count), sigmas)
 
@@ -302,9 +302,7 @@ def test_export_is_read_back_bit_for_bit(tmp_path: Path, student: HKD) -> None:
 
 
 @pytest.mark.parametrize("weights", ["ema", "ema-0.5", "raw"])
-def test_checkpoint_is_read_back_bit_for_bit(
-    tmp_path: Path, student: HKD, randomise: Randomise, weights: str
-) -> None:
+def test_checkpoint_is_read_back(tmp_path: Path, student: HKD, randomise: Randomise, weights: str) -> None:
     state = new_state(student, torch.optim.SGD(student.parameters(), lr=0.1), [0.9, 0.5])
     for average in state.averages.values():
         randomise(average)
@@ -357,9 +355,7 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_export_with_weights_of_another_network(
-    tmp_path: Path, network: PreconditionedUNet, student: HKD
-) -> None:
+def test_export_with_other_weights(tmp_path: Path, network: PreconditionedUNet, student: HKD) -> None:
     student.save(tmp_path / "one", {})
     HKD.from_teacher(network, HkdOptions(koopman=KoopmanSettings(hierarchy="none"))).save(
         tmp_path / "other", {}

@@ -81,9 +81,7 @@ def factorised(randomise: Randomise) -> FactorisedMap:
     return made
 
 
-def test_factorised_map_is_the_real_part_of_the_product(
-    factorised: FactorisedMap, relative: Relative
-) -> None:
+def test_factorised_map_is_the_products_real_part(factorised: FactorisedMap, relative: Relative) -> None:
     p, q = complex_matrix(factorised.left), complex_matrix(factorised.right)
     modulus = 1 / (1 + np.exp(-factorised.free_modulus.detach().numpy()))
     diagonal = np.diag(modulus * np.exp(1j * factorised.phase.detach().numpy()))
@@ -280,9 +278,7 @@ def test_latent_noise_is_standard_normal_and_a_function_of_seed_and_position(
     assert not torch.equal(student.latent_noise(batch_of(60), 6), whole)
 
 
-def test_latents_get_no_noise_where_samples_are_made(
-    network: PreconditionedUNet, randomise: Randomise
-) -> None:
+def test_latents_get_no_noise_in_sampling(network: PreconditionedUNet, randomise: Randomise) -> None:
     student, quiet = (kdm(network, randomise, noise=noise) for noise in (0.4, 0.0))
     quiet.load_state_dict(student.state_dict())
     noise = torch.randn(2, 1, 8, 8, dtype=torch.float64)
@@ -296,9 +292,7 @@ def test_latents_get_no_noise_where_samples_are_made(
 
 
 @pytest.mark.parametrize("control", [False, True])
-def test_classes_reach_encoders_decoder_and_control(
-    arch: Architecture, randomise: Randomise, control: bool
-) -> None:
+def test_classes_reach_all_the_networks(arch: Architecture, randomise: Randomise, control: bool) -> None:
     student = kdm(conditional(arch), randomise, control=control).eval()
     x, labels = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.eye(3).double()
     other = labels.roll(1, dims=0)

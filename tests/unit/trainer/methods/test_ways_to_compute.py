@@ -31,6 +31,7 @@ Randomise = Callable[[nn.Module], None]
 Change = Callable[[nn.Module], None]
 Students = Mapping[str, Student]
 TRAINING = TrainingSettings(perceptual="none")
+Relative = Callable[[Tensor, Tensor], float]
 LOOP = LoopSettings(
     budget=100, batch_size=3, schedule="constant", checkpoint_every=100, keep_checkpoints=1, workers=0
 )
@@ -93,7 +94,7 @@ def recompute(student: nn.Module) -> None:
 @pytest.mark.parametrize(("change", "tolerance"), [(channels_last, 1e-12), (recompute, 0.0)])
 def test_steps_are_the_same(
     students: Students,
-    relative: Callable[[Tensor, Tensor], float],
+    relative: Relative,
     change: Change,
     tolerance: float,
     method: str,
@@ -153,9 +154,7 @@ def test_evolution_is_in_float32_of_parameters_in_bfloat16() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("latent_weight", [0.1, 0.0])
-def test_compiled_steps_are_the_same(
-    student: HKD, relative: Callable[[Tensor, Tensor], float], latent_weight: float
-) -> None:
+def test_compiled_steps_are_the_same(student: HKD, relative: Relative, latent_weight: float) -> None:
     with_latent_weight(student, latent_weight)
     plain = weights(descend(student, lambda model: None)) - weights(student)
     compiled = descend(student, lambda model: model.compile())

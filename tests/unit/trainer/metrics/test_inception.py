@@ -100,9 +100,7 @@ def test_weights_of_another_network_are_refused(inception_weights: Path, tmp_pat
             load_inception(tmp_path / f"{name}.pth", torch.device("cpu"))
 
 
-def test_a_missing_file_is_named_with_where_it_comes_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_file_is_named_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pth: No such file.*weights-inception-2015-12-05"):
         load_inception(tmp_path / "nowhere.pth", torch.device("cpu"))
     monkeypatch.delenv(VARIABLE, raising=False)

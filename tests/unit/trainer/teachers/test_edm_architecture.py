@@ -25,8 +25,8 @@ def test_architecture_is_seen_by_the_tensors(arch: Architecture) -> None:
 
 def test_wider_and_deeper_networks_are_told_apart() -> None:
     arch = Architecture(
-        img_resolution=32,
-        img_channels=1,
+        32,
+        1,
         model_channels=8,
         channel_mult=(2, 3, 4, 4),
         channel_mult_emb=3,

@@ -48,9 +48,7 @@ def noted_calls(module: nn.Module) -> Iterator[list[Tensor]]:
     hook.remove()
 
 
-def test_denoised_images_are_those_of_edm(
-    snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative
-) -> None:
+def test_denoised_images_are_edms(snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative) -> None:
     """And so is what the inner network is given, and what it makes of it."""
     teacher, numbers = snapshot
     x, sigma, labels = numbers["x"], numbers["sigma"], numbers.get("labels")
@@ -78,9 +76,7 @@ def test_trajectories_are_those_of_edm_at_every_state(
     assert max(map(relative, states, expected)) < 1e-4
 
 
-def test_euler_samples_are_those_of_edm(
-    snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative
-) -> None:
+def test_euler_samples_are_edms(snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative) -> None:
     teacher, numbers = snapshot
     if "euler18" not in numbers:
         pytest.skip("recorded for EDM's preconditioning alone")
@@ -90,9 +86,7 @@ def test_euler_samples_are_those_of_edm(
     assert relative(states[0], numbers["euler18"]) < 1e-5
 
 
-def test_stochastic_samples_are_those_of_edm(
-    snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative
-) -> None:
+def test_stochastic_samples_are_edms(snapshot: tuple[Teacher, dict[str, Tensor]], relative: Relative) -> None:
     """Whose noise was drawn step by step in float64, from a generator for each image."""
     teacher, numbers = snapshot
     if "churn18" not in numbers:

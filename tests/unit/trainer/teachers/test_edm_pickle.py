@@ -98,9 +98,7 @@ def test_weights_of_edm_are_read_bit_for_bit(fixtures: Path) -> None:
 
 def test_names_and_shapes_are_those_of_our_network(fixtures: Path) -> None:
     found = read_edm(fixtures / "ddpmpp-grey-8px.pkl").state_dict
-    arch = Architecture(
-        img_resolution=8, img_channels=1, model_channels=16, channel_mult=(1, 2), num_blocks=1
-    )
+    arch = Architecture(8, 1, model_channels=16, channel_mult=(1, 2), num_blocks=1)
     expected = PreconditionedUNet(arch).state_dict()
     assert {name: value.shape for name, value in found.items()} == {
         name: value.shape for name, value in expected.items()

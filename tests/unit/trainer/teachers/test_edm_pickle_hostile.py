@@ -49,6 +49,15 @@ def named(module: str, name: str) -> bytes:
     return text(module) + text(name) + b"\x93"
 
 
+ENCODE = named("_codecs", "encode")
+MODULE_DICT = named("torch.nn.modules.container", "ModuleDict")
+PERSISTENT = named("torch_utils.persistence", "_reconstruct_persistent_obj")
+PARAMETER = named("torch._utils", "_rebuild_parameter")
+TENSOR = named("torch._utils", "_rebuild_tensor_v2")
+STORAGE = named("torch.storage", "_load_from_bytes")
+SCALAR = named("numpy.core.multiarray", "scalar")
+
+
 def called(function: bytes, *arguments: bytes) -> bytes:
     return function + b"(" + b"".join(arguments) + b"tR"
 
@@ -66,14 +75,13 @@ def network(*attributes: bytes) -> bytes:
     """An `ema` with these attributes, that is, texts and values in turn."""
     state = b"}(" + b"".join(attributes) + text("_init_kwargs") + b"}u"
     meta = b"}(" + text("type") + text("class") + text("class_name") + text("EDMPrecond")
-    reconstruct = named("torch_utils.persistence", "_reconstruct_persistent_obj")
-    return called(reconstruct, meta + text("state") + state + b"u")
+    return called(PERSISTENT, meta + text("state") + state + b"u")
 
 
 def stored(*pickles: bytes, count: int = 0, values: bytes = b"") -> bytes:
     """A call of torch's reader of storages."""
     stream = b"".join(pickles) + struct.pack("<q", count) + values
-    return called(named("torch.storage", "_load_from_bytes"), blob(stream))
+    return called(STORAGE, blob(stream))
 
 
 MAKE = b"os\nmkdir\n"
@@ -167,19 +175,10 @@ DOUBLE = called(named("numpy", "dtype"), text("f8"), b"\x89", b"\x88") + b"K\x03
         (ORDERED + b"K\x01R", "it calls what cannot be called"),
         (text("os.system") + b")R", "it calls what cannot be called"),
         (called(ORDERED, b"]"), "it makes an OrderedDict or EasyDict with arguments"),
-        (
-            called(named("torch.nn.modules.container", "ModuleDict"), b"}"),
-            "it makes a ModuleDict with arguments",
-        ),
+        (called(MODULE_DICT, b"}"), "it makes a ModuleDict with arguments"),
         (called(named("builtins", "set"), text("abc")), "it makes a set of something else than a list"),
-        (
-            called(named("_codecs", "encode"), text("a"), text("utf-7")),
-            "it encodes something else than a text",
-        ),
-        (
-            called(named("_codecs", "encode"), text("\u0100"), text("latin1")),
-            "it holds a text for bytes that has",
-        ),
+        (called(ENCODE, text("a"), text("utf-7")), "it encodes something else than a text"),
+        (called(ENCODE, text("\u0100"), text("latin1")), "it holds a text for bytes that has"),
         (b"K\x01Q", "it uses the opcode BINPERSID at byte"),
         (b"Pid\n", "it uses the opcode PERSID at byte"),
         (b"\x82\x01", "it uses the opcode EXT1 at byte"),
@@ -199,29 +198,17 @@ DOUBLE = called(named("numpy", "dtype"), text("f8"), b"\x89", b"\x88") + b"K\x03
         (b"NNa", "it fills what is no list at byte"),
         (b"NNNs", "it fills what is no dict at byte"),
         (b")(Ne", "it fills what is no list at byte"),
-        (
-            called(named("numpy.core.multiarray", "scalar"), DOUBLE, blob(bytes(7))),
-            "it holds a numpy scalar that",
-        ),
+        (called(SCALAR, DOUBLE, blob(bytes(7))), "it holds a numpy scalar that"),
         (stored(b"\x80\x02N."), "in a storage: it is no pickle of protocol"),
         (stored(b"\x80\x02ctorch\nFloatStorage\n)R."), "in a storage: it calls what cannot be called"),
         (stored(b"\x80\x02ctorch\nFloatStorage\n}b."), "in a storage: it sets the state of what has none"),
         (stored(b"\x80\x02" + ORDERED + b"."), "in a storage: it asks for collections.OrderedDict, which"),
         (stored(*[b"\x80\x02N."] * 5), "it holds a storage that is not laid out as torch does"),
         (stored(b"\x80\x02" + blob(b"x" * 5000) + b"."), "in a storage: it ends early"),
-        (
-            called(named("torch.storage", "_load_from_bytes"), text("a")),
-            "it makes a storage of something else",
-        ),
-        (called(named("torch._utils", "_rebuild_tensor_v2"), b"N"), "it holds a tensor that is not laid out"),
-        (
-            called(named("torch._utils", "_rebuild_parameter"), b"N\x88}"),
-            "it holds a parameter that is not laid",
-        ),
-        (
-            called(named("torch_utils.persistence", "_reconstruct_persistent_obj"), b"}"),
-            "it holds a persistent",
-        ),
+        (called(STORAGE, text("a")), "it makes a storage of something else"),
+        (called(TENSOR, b"N"), "it holds a tensor that is not laid out"),
+        (called(PARAMETER, b"N\x88}"), "it holds a parameter that is not laid"),
+        (called(PERSISTENT, b"}"), "it holds a persistent"),
     ],
 )
 def test_what_no_snapshot_needs_is_refused(tmp_path: Path, ema: bytes, cause: str) -> None:
@@ -388,18 +375,18 @@ def one_storage_in_many_tensors() -> bytes:
 
 
 def one_text_in_many_strings() -> bytes:
-    encode, long = named("_codecs", "encode") + b"\x94", text("x" * MEGABYTE) + b"\x94"
+    encode, long = ENCODE + b"\x94", text("x" * MEGABYTE) + b"\x94"
     return top(list_of(encode, long, *[called(kept(0), kept(1), text("latin1"))] * 1000))
 
 
 def wide_text() -> bytes:
     """Its one wide character would make each of the others take four bytes."""
-    return top(called(named("_codecs", "encode"), text("x" * 60 * MEGABYTE + "\U0001f600"), text("latin1")))
+    return top(called(ENCODE, text("x" * 60 * MEGABYTE + "\U0001f600"), text("latin1")))
 
 
 def tensors_of_one_value() -> bytes:
     """Each takes ten times the memory of what describes it here."""
-    rebuild = named("torch._utils", "_rebuild_tensor_v2") + b"\x94"
+    rebuild = TENSOR + b"\x94"
     layout = b"(" + storage() + b"K\x00))\x89}t\x94"
     tensors = b"".join(text(f"{index:x}") + kept(0) + kept(1) + b"R" for index in range(60_000))
     first = text("first") + list_of(rebuild, layout)
@@ -497,9 +484,7 @@ def defused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, in
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused_within_their_allowance(
-    defused: dict[str, tuple[int, int, str]], name: str
-) -> None:
+def test_bombs_are_refused_within_allowance(defused: dict[str, tuple[int, int, str]], name: str) -> None:
     size, grown, said = defused[name]
     assert said.startswith(BOMBS[name][1])
     assert grown < 100 * MEGABYTE + 2 * size

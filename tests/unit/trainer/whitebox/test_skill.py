@@ -71,9 +71,7 @@ def test_without_evolution_the_skill_is_zero_and_the_model_unchanged(student: HK
 
 
 @pytest.mark.parametrize("hierarchy", ["full", "bottleneck", "none"])
-def test_largest_eigenvalues_are_those_of_the_levels_matrices(
-    network: PreconditionedUNet, hierarchy: str
-) -> None:
+def test_largest_eigenvalues_are_of_the_levels_matrices(network: PreconditionedUNet, hierarchy: str) -> None:
     """|alpha| and |beta| from torch's eigenvalues, with a bound on alpha and low rank."""
     settings = HkdOptions(
         koopman=KoopmanSettings(hierarchy=hierarchy, sharing="low-rank", rank=3, alpha_bound=0.2)

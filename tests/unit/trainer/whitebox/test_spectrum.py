@@ -18,9 +18,7 @@ def sorted_values(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("sharing", ["location", "channel", "low-rank"])
 @pytest.mark.parametrize("hierarchy", ["full", "bottleneck", "none"])
-def test_eigenvalues_are_those_of_the_blocks(
-    network: PreconditionedUNet, hierarchy: str, sharing: str
-) -> None:
+def test_eigenvalues_are_of_the_blocks(network: PreconditionedUNet, hierarchy: str, sharing: str) -> None:
     """torch.linalg.eigvals of [[alpha, beta], [-beta, alpha]], and of its matrix exponential."""
     model = HKD.from_teacher(
         network, HkdOptions(koopman=KoopmanSettings(hierarchy=hierarchy, sharing=sharing))
@@ -55,7 +53,7 @@ def test_eigenvalues_are_those_of_the_blocks(
     ("time", "expected"),
     [("karras", -1.0), ("log", -1.0), ("sigma-unit", 0.002 / 80 - 1), ("angle", -0.9934747127)],
 )
-def test_the_whole_evolution_goes_from_noise_to_image(
+def test_the_evolution_goes_from_noise_to_image(
     network: PreconditionedUNet, time: str, expected: float
 ) -> None:
     """2/pi (arctan 0.004 - arctan 160), and 0 to 1 of the rescaled ones."""
