@@ -44,7 +44,7 @@ def test_folder_and_programs(either: Inputs, tmp_path: Path) -> None:
         return
     assert one["labels"].tolist() == other["labels"].tolist()
     assert set(sampled(program, class_number=7)["labels"]) == {7}
-    with pytest.raises(UsageError, match="--class: got 3; accepted: 2, 7"):
+    with pytest.raises(UsageError, match="class_number: got 3; accepted: 2, 7"):
         sampled(program, class_number=3)
     alone = program.rename(tmp_path / "alone.onnx")
     assert set(sampled(alone, class_number=3)["labels"]) == {3}
