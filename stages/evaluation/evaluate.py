@@ -13,6 +13,7 @@ import torch
 
 from hkdpipe.manifests.archive.reader import open_archive
 from hkdpipe.manifests.ground import atomic_files
+from hkdpipe.manifests.ground.atomic_files import write_atomic
 from hkdpipe.manifests.ground.claims import owning
 from hkdpipe.manifests.ground.errors import InputError, Name, UsageError, WrongValue
 from hkdpipe.manifests.ground.sections import digest
@@ -280,7 +281,7 @@ def _write_tables(out: Path, metrics: dict[str, Any]) -> None:
     for name in ("rows", "per_class", *(metric.name for metric in table_metrics())):
         rows, file = metrics[name], out / f"{'metrics' if name == 'rows' else name}.csv"
         if rows:
-            atomic_files.write_atomic(file, pd.DataFrame(rows).to_csv(index=False).encode())
+            write_atomic(file, pd.DataFrame(rows).to_csv(index=False).encode())
         else:
             # Of an earlier evaluation, which was asked for it.
             file.unlink(missing_ok=True)

@@ -73,8 +73,6 @@ an EDM diffusion model, makes in many.
 {shell}```python
 import hkdpipe
 import torch
-from hkdpipe.trainer.settings.method_registry import methods
-from hkdpipe.trainer.students.loading import load_model
 
 model = hkdpipe.load_model("THIS_FOLDER")
 {told}images = model.sample({noise})  # in [-1, 1]

@@ -34,15 +34,18 @@ from tiny import STAGES, Inputs
 
 from hkdpipe.manifests.archive import writer
 from hkdpipe.manifests.forms import webdataset_form, zarr_form
-from hkdpipe.manifests.ground import atomic_files
 from hkdpipe.stages.evaluation import context, distribution, evaluate, evaluation_pictures, feature_parts
 from hkdpipe.stages.evaluation.metrics import speed
 from hkdpipe.stages.generation import generate
+from hkdpipe.stages.settings.metrics import metrics
 from hkdpipe.stages.teachers import train_teacher
 from hkdpipe.stages.training import metrics_log, train
+from hkdpipe.trainer.images import image_sets
 from hkdpipe.trainer.loop import checkpoint, training_loop
 from hkdpipe.trainer.losses import perceptual
+from hkdpipe.trainer.settings.method_registry import methods
 from hkdpipe.trainer.students import loading, student
+from hkdpipe.trainer.teachers.families import families
 
 # The stages import these when they first need them.
 LAZY = (
@@ -67,7 +70,7 @@ _LOOP: list[Point] = [
     ("log", metrics_log.MetricsLog, "append"),
     ("save", checkpoint, "save_checkpoint"),
     ("write", Path, "write_bytes"),
-    ("state", atomic_files, "write_json"),
+    ("state", checkpoint, "write_json"),
     ("prune", shutil, "rmtree"),
 ]
 _TRAINING: list[Point] = [("read", train, "read_batch"), *_LOOP, *_FILES]
@@ -102,7 +105,7 @@ POINTS: dict[str, list[Point]] = {
         ("match", perceptual, "normalised_difference"),
         ("speed", speed, "_seconds"),
         ("row", distribution, "write_json"),
-        ("table", evaluate, "_write_tables"),
+        ("table", evaluate, "write_atomic"),
         ("export", student.Student, "save"),
         ("report", evaluate, "write_report"),
         *_FILES,
@@ -310,6 +313,10 @@ def main() -> None:
     torch.set_num_threads(1)
     for module in LAZY:
         importlib.import_module(module)
+    for registered in (families, metrics, image_sets.formats):
+        registered()
+    for method in methods().values():
+        assert method.student_class
     Image.preinit()
     reports = {}
     for stage in STAGES:

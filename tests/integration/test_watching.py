@@ -100,7 +100,7 @@ def test_events_need_their_package(
     )
     with pytest.raises(UsageError) as error:
         train_tiny(inputs, tmp_path / "out", training=WATCHED)
-    assert str(error.value) == message
+    assert str(error.value) == message.removeprefix("training.")
     run = ["run", "--preset", "digits", "--run-dir", str(tmp_path / "run")]
     ran = called(*run, "--set", "training.tensorboard=true")
     assert (ran.code, ran.errors) == (2, [message])

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hkdpipe.manifests.ground import atomic_files
+from hkdpipe.manifests.ground.atomic_files import write_json
 from hkdpipe.manifests.ground.errors import InputError, first_line
 from hkdpipe.trainer.loop.loss_scale import LossScale
 from hkdpipe.trainer.teachers.teacher import read_weights
@@ -108,7 +109,7 @@ def save_checkpoint(
         checksums = {name: atomic_files.sha256_file(temporary / name) for name in (*taken.weights, OPTIMIZER)}
         position = {"step": taken.step, "seen": taken.seen, **taken.counts}
         told = {"version": STATE_VERSION, **position, "sha256": checksums, **about}
-        atomic_files.write_json(temporary / "state.json", told)
+        write_json(temporary / "state.json", told)
     found = checkpoints(folder)
     here = found.index(path) + 1
     kept = {*found[max(0, here - keep) : here], best_checkpoint(found[:here])}

@@ -102,7 +102,7 @@ def command(
     if model is not None and given:
         raise UsageError(f"{_option(min(given))}: accepted with --teacher only, for its sampler")
     if teacher is not None and steps == 1:
-        raise UsageError("--steps: got 1; accepted with --teacher: at least 2")
+        raise click.BadParameter("1 is not in the range x>=2.", param_hint="'--steps'")
     if not given.get("churn"):
         for name in sorted({"s_min", "s_max", "s_noise"} & set(given)):
             raise UsageError(f"{_option(name)}: accepted with --churn above 0 only")

@@ -79,7 +79,6 @@ def test_version(hkdpipe: Hkdpipe) -> None:
             2,
             "--solver: accepted with --teacher only, for its sampler",
         ),
-        ("sample --out x --teacher t --steps 1", 2, "--steps: got 1; accepted with --teacher: at least 2"),
         (
             "sample --out x --model m --edm-seeds",
             2,
